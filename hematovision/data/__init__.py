@@ -1,0 +1,1 @@
+"""Image sets: what exists, how it is read, what is wrong with it, and how it is split."""

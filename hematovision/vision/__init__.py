@@ -1,0 +1,1 @@
+"""From bytes to cells: decoding, locating, cropping. Knows nothing of learning."""
