@@ -49,9 +49,7 @@ CLASSES: tuple[CellClass, ...] = (
     CellClass("eosinophil", "EO", "#D55E00", True, (1.0, 6.0), "714-6", ("eosinophils",)),
     CellClass("lymphocyte", "LY", "#0072B2", True, (20.0, 45.0), "737-7", ("lymphocytes",)),
     CellClass("monocyte", "MO", "#009E73", True, (2.0, 10.0), "744-3", ("monocytes",)),
-    CellClass(
-        "neutrophil", "NE", "#CC79A7", True, (40.0, 75.0), "23761-0", ("neutrophils", "sne", "bne")
-    ),
+    CellClass("neutrophil", "NE", "#CC79A7", True, (40.0, 75.0), "23761-0", ("neutrophils", "sne", "bne")),
     CellClass("basophil", "BA", "#5B4FA8", True, (0.0, 2.0), "707-0", ("basophils",)),
     CellClass("erythroblast", "NRBC", "#A6761D", False, None, "19048-8", ("erythroblasts",)),
     CellClass(

@@ -115,10 +115,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as they stand in YAML."""
-        return {
-            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
-            for f in fields(self)
-        }
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
 
     @property
     def key(self) -> str:
@@ -127,9 +124,7 @@ class Profile:
 
     def for_backbone(self, backbone: str) -> dict[str, Any]:
         """Return the values as one backbone sees them: per-backbone entries become single values."""
-        return {
-            k: v[backbone] if isinstance(v, dict) else v for k, v in self.to_dict().items()
-        }
+        return {k: v[backbone] if isinstance(v, dict) else v for k, v in self.to_dict().items()}
 
 
 def profile_names() -> list[str]:
@@ -278,7 +273,9 @@ def _check_ranges(profile: Profile, where: str) -> None:
             if field.name in _RANGES:
                 low, high = _RANGES[field.name]
                 if not low <= item <= high:
-                    raise ConfigError(f"{where}: '{field.name}' is {item}", f"it must lie from {low:g} to {high:g}")
+                    raise ConfigError(
+                        f"{where}: '{field.name}' is {item}", f"it must lie from {low:g} to {high:g}"
+                    )
             if field.name in _CHOICES and item not in _CHOICES[field.name]:
                 raise ConfigError(
                     f"{where}: '{field.name}' is '{item}'",
