@@ -1,0 +1,1 @@
+"""Drawing a stained blood smear: shapes, stains, cells, and the microscope's camera."""
