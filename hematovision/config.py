@@ -85,6 +85,7 @@ class Profile:
     cell_size: int
     crop_margin: float
     # splits
+    extra_training: tuple[str, ...]
     validation_fraction: float
     copies_per_photograph: int
     # models, one entry a backbone
@@ -103,6 +104,7 @@ class Profile:
     fine_tune_layers: dict[str, int]
     fine_tune_learning_rate: dict[str, float]
     random_split_epochs: dict[str, int]
+    transfer_epochs: int
     patience: int
     # evaluation
     bootstrap_samples: int
@@ -253,6 +255,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "fine_tune_layers": (0, 10_000),
     "fine_tune_learning_rate": (0.0, 1.0),
     "random_split_epochs": (0, 1000),
+    "transfer_epochs": (1, 1000),
     "patience": (1, 1000),
     "bootstrap_samples": (100, 1_000_000),
     "time_limit_minutes": (0.1, 100_000),
@@ -260,6 +263,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": ("synthetic", "blood-cells", "pbc", "folder"),
     "classes": EIGHT,
+    "extra_training": ("pbc",),
     "backbones": BACKBONE_NAMES,
     "precision": ("float32", "mixed_bfloat16"),
 }

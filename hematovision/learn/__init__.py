@@ -1,0 +1,1 @@
+"""Transfer learning: backbones, frozen features, training, evaluation. The only room with Keras."""

@@ -1,0 +1,325 @@
+"""The three networks of the study, in one table; their initial weights; the models built on them.
+
+Nothing here imports Keras before a model is built, so that `check_weights` can run first and fast.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hematovision.config import Profile
+from hematovision.errors import WeightsError
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network that turns a picture into a feature map.
+
+    Attributes
+    ----------
+    name : str
+        Key of the table.
+    title : str
+        As written in tables and text.
+    application : str
+        Its name in ``keras.applications``.
+    scaling : str
+        What its ImageNet weights expect: ``"caffe"`` (BGR, ImageNet mean removed, no scaling) or
+        ``"tf"`` (RGB from -1 to 1).
+    imagenet_file : str
+        The file that Keras looks for in its cache.
+    features : int
+        Channels of the last feature map.
+    has_batch_norm : bool
+    reference : str
+    story : str
+        What a student should know about it, used by the notebook.
+    """
+
+    name: str
+    title: str
+    application: str
+    scaling: str
+    imagenet_file: str
+    features: int
+    has_batch_norm: bool
+    reference: str
+    story: str
+
+
+BACKBONES: dict[str, Backbone] = {
+    b.name: b
+    for b in (
+        Backbone(
+            "vgg16",
+            "VGG16",
+            "VGG16",
+            "caffe",
+            "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            512,
+            False,
+            "Simonyan and Zisserman 2014, arXiv 1409.1556",
+            "Thirteen plain 3x3 convolutions, one after the other, and nothing else: no shortcuts and "
+            "no batch normalisation. It is the easiest network to understand, the heaviest to run, and "
+            "the hardest of the three to train from nothing.",
+        ),
+        Backbone(
+            "mobilenetv2",
+            "MobileNetV2",
+            "MobileNetV2",
+            "tf",
+            "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+            1280,
+            True,
+            "Sandler et al. 2018, arXiv 1801.04381",
+            "Built for telephones: each block widens its input, filters every channel on its own "
+            "(a depthwise convolution), and narrows it again, with a shortcut around the block. It has "
+            "a sixth of the weights of VGG16 and answers in milliseconds.",
+        ),
+        Backbone(
+            "resnet50",
+            "ResNet50",
+            "ResNet50",
+            "caffe",
+            "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            2048,
+            True,
+            "He et al. 2015, arXiv 1512.03385",
+            "Fifty layers made trainable by shortcuts: every block learns what to add to its input. "
+            "Its batch normalisation keeps a memory of the colours it was trained on, which is what "
+            "breaks first in another laboratory; we freeze it when the weights come from elsewhere.",
+        ),
+    )
+}
+
+
+def get_backbone(name: str) -> Backbone:
+    """Return a row of the table.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such backbone.
+    """
+    if name not in BACKBONES:
+        raise WeightsError(f"there is no backbone '{name}'", f"choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def imagenet_file(backbone: str) -> Path:
+    """Return where Keras keeps (or will keep) a backbone's ImageNet weights.
+
+    ``$KERAS_HOME/models`` if that is set, else ``~/.keras/models``.
+    """
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
+    return home / "models" / get_backbone(backbone).imagenet_file
+
+
+def check_weights(profile: Profile) -> None:
+    """Make sure, before any work, that every initial weight a profile asks for can be had.
+
+    A missing ImageNet file is downloaded by Keras itself, in a process of its own, so that neither
+    a slow import nor a half-written file reaches the caller.
+
+    Raises
+    ------
+    WeightsError
+        Naming the file and the ways out.
+    """
+    for name in profile.backbones:
+        source = profile.weights[name]
+        if source == "none":
+            continue
+        if source == "imagenet":
+            if not imagenet_file(name).is_file():
+                _download_imagenet(name)
+        elif not Path(source).expanduser().is_file():
+            raise WeightsError(
+                f"initial weights {source} for {name} are not there",
+                f"name a .weights.h5 or .h5 file, or use --set weights.{name}=imagenet or =none",
+            )
+
+
+def _download_imagenet(name: str) -> None:
+    file, application = imagenet_file(name), get_backbone(name).application
+    print(f"downloading {file.name} (ImageNet weights, by Keras)", file=sys.stderr, flush=True)
+    code = (
+        "import keras; keras.config.disable_interactive_logging(); "
+        f"keras.applications.{application}(include_top=False, weights='imagenet', "
+        "input_shape=(None, None, 3))"
+    )
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    if result.returncode or not file.is_file():
+        raise WeightsError(
+            f"the ImageNet weights {file.name} are not in {file.parent} and could not be downloaded",
+            "connect to a network, point KERAS_HOME at a folder whose models/ holds the file, "
+            "or train from nothing with --set weights=none",
+        )
+
+
+def initial_weights_title(source: str) -> str:
+    """Return how a source of initial weights is written in every table."""
+    return {"imagenet": "ImageNet", "none": "none (from scratch)"}.get(source, Path(source).name)
+
+
+def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
+    """Return the network without its top: float images in, feature map out, any size.
+
+    Parameters
+    ----------
+    backbone : str
+    weights : str
+        ``"imagenet"``, ``"none"`` or a weight file of this architecture.
+    seed : int
+        Of the random initialisation, where weights is ``"none"``.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or belongs to another architecture.
+    """
+    import keras
+
+    row = get_backbone(backbone)
+    application = getattr(keras.applications, row.application)
+    keras.utils.set_random_seed(seed)
+    # a size left open: Keras otherwise asks for a size-specific ImageNet file
+    shape = (None, None, 3)
+    if weights == "imagenet":
+        try:
+            return application(include_top=False, weights="imagenet", input_shape=shape, name=row.name)
+        except Exception as error:  # Keras raises bare Exceptions for failed downloads and bad files
+            raise WeightsError(
+                f"the ImageNet weights {imagenet_file(backbone)} could not be loaded ({_first_line(error)})",
+                "remove the file and download it again, or use --set weights=none",
+            ) from error
+    base = application(include_top=False, weights=None, input_shape=shape, name=row.name)
+    if weights == "none":
+        if not row.has_batch_norm:
+            _he_initialise(base, seed)
+        return base
+    try:
+        base.load_weights(weights)
+    except Exception as error:
+        raise WeightsError(
+            f"{weights} does not fit {row.title} ({_first_line(error)})",
+            "name a weight file of this backbone without its top",
+        ) from error
+    return base
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _he_initialise(base: keras.Model, seed: int) -> None:
+    """Draw convolution kernels after He et al. 2015: without it a deep plain network does not start."""
+    import keras
+
+    for i, layer in enumerate(layer for layer in base.layers if isinstance(layer, keras.layers.Conv2D)):
+        kernel = layer.kernel
+        kernel.assign(keras.initializers.HeNormal(seed + i)(kernel.shape))
+
+
+def build_preprocessing(backbone: str, images: Any) -> Any:
+    """Return the backbone's own input scaling as a part of the graph, so that the saved model has it.
+
+    Parameters
+    ----------
+    images : Keras tensor
+        RGB, 0 to 255, shape (B, H, W, 3).
+    """
+    import keras
+
+    if get_backbone(backbone).scaling == "tf":
+        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(images)
+    bgr = keras.ops.flip(images, axis=-1)
+    # ImageNet's mean in BGR order, as keras.applications.imagenet_utils removes it
+    return keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68], name="preprocessing")(bgr)
+
+
+def build_feature_extractor(backbone: str, base: keras.Model, input_size: int) -> keras.Model:
+    """Return the frozen network with global average pooling: images in, features out.
+
+    Maps float32 (B, input_size, input_size, 3), RGB 0 to 255, to float32 (B, features).
+    """
+    import keras
+
+    images = keras.Input((input_size, input_size, 3), name="image")
+    feature_map = base(build_preprocessing(backbone, images), training=False)
+    features = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(feature_map)
+    return keras.Model(images, features, name=f"{backbone}_features")
+
+
+def build_head(features: int, n_classes: int, dropout: float, seed: int) -> keras.Model:
+    """Return the head: dropout and one dense layer with softmax on pooled features.
+
+    Maps float32 (B, features) to probabilities float32 (B, n_classes).
+    """
+    import keras
+
+    pooled = keras.Input((features,), name="pooled")
+    x = keras.layers.Dropout(dropout, seed=seed, dtype="float32")(pooled)
+    initial = keras.initializers.GlorotUniform(seed)
+    # probabilities stay in float32 whatever the precision of the backbone
+    x = keras.layers.Dense(n_classes, "softmax", kernel_initializer=initial, dtype="float32")(x)
+    return keras.Model(pooled, x, name="head")
+
+
+def build_classifier(
+    backbone: str, base: keras.Model, head: keras.Model, input_size: int, *, frozen_batch_norm: bool
+) -> keras.Model:
+    """Join preprocessing, network, pooling and head into the model that is trained and saved.
+
+    Maps float32 images (B, input_size, input_size, 3), RGB 0 to 255, to probabilities (B, C).
+    With ``frozen_batch_norm`` the network always runs in inference mode: its batch statistics stay
+    those of its initial weights.
+    """
+    import keras
+
+    images = keras.Input((input_size, input_size, 3), name="image")
+    x = build_preprocessing(backbone, images)
+    feature_map = base(x, training=False) if frozen_batch_norm else base(x)
+    pooled = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(feature_map)
+    return keras.Model(images, head(pooled), name=f"hematovision_{backbone}")
+
+
+def set_trainable(base: keras.Model, last_layers: int, *, frozen_batch_norm: bool) -> int:
+    """Make the last layers of a network trainable; return how many weights that frees.
+
+    Parameters
+    ----------
+    base : keras.Model
+    last_layers : int
+        Counted over the network's layers; 0 for all of them.
+    frozen_batch_norm : bool
+        Keep batch normalisation as it is, also inside the freed layers.
+
+    Notes
+    -----
+    Compile the model again afterwards: Keras reads ``trainable`` when it compiles.
+    """
+    import keras
+
+    base.trainable = True
+    first = 0 if last_layers == 0 else max(0, len(base.layers) - last_layers)
+    for i, layer in enumerate(base.layers):
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = i >= first and not (is_norm and frozen_batch_norm)
+    return int(sum(int(_size(w.shape)) for w in base.trainable_weights))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for edge in shape:
+        n *= edge
+    return n

@@ -1,0 +1,44 @@
+"""Starting TensorFlow: quietly, seeded, and the same every time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Discard what native code writes to standard error inside the block.
+
+    TensorFlow's C++ start-up lines cannot be switched off by any setting of its own, and a reader of
+    a notebook should not meet them. Python exceptions are not affected.
+    """
+    kept = os.dup(2)
+    void = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(void, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(void)
+
+
+def start(seed: int) -> None:
+    """Import TensorFlow and Keras quietly and make every later operation repeatable.
+
+    Seeds Python, NumPy and TensorFlow, and asks TensorFlow for deterministic kernels, so that two
+    runs on the same machine give the same numbers.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with silence():
+        import keras
+        import tensorflow as tf
+
+        tf.zeros(1)  # the first operation prints too
+    tf.get_logger().setLevel("ERROR")
+    keras.config.disable_interactive_logging()
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
