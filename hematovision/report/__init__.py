@@ -1,0 +1,1 @@
+"""From notebooks to a report: the runner, the figures and the pages."""

@@ -1,0 +1,134 @@
+"""Keys of everything a job depends on: the library, the packages under it, the images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hematovision.config import Profile, cache_folder, data_folder
+from hematovision.errors import DataError, HematoVisionError
+from hematovision.files import content_key, explain_os_error, read_json, sha256_file, write_json
+
+SETS = ("blood-cells", "pbc")
+NUMERIC_PACKAGES = ("numpy", "scipy", "pandas", "opencv-python-headless", "pillow", "scikit-learn", "keras")
+TENSORFLOW_BUILDS = ("tensorflow-cpu", "tensorflow")
+_REPORT_FILES_OF_NOTEBOOKS = ("__init__.py", "plots.py")
+
+
+def library_files() -> list[Path]:
+    """Return the files of the library that a notebook can use: all but the runner, pages and CLI."""
+    package = Path(__file__).resolve().parents[1]
+    return sorted(
+        p
+        for p in package.rglob("*")
+        if p.is_file()
+        and "__pycache__" not in p.parts
+        and p != package / "cli.py"
+        and (p.parent.name != "report" or p.name in _REPORT_FILES_OF_NOTEBOOKS)
+        and "templates" not in p.parts
+    )
+
+
+def library_key() -> str:
+    """Return a key of the library as far as a notebook can use it."""
+    package = Path(__file__).resolve().parents[1]
+    return content_key([(p.relative_to(package).as_posix(), sha256_file(p)) for p in library_files()])
+
+
+def page_key() -> str:
+    """Return a key of what makes the pages: a change there renders them again, and runs nothing."""
+    folder = Path(__file__).resolve().parent
+    return content_key([(p.name, sha256_file(p)) for p in sorted(folder.rglob("*")) if _is_source(p)])
+
+
+def _is_source(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def numeric_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a run computes."""
+    versions = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    for name in (*NUMERIC_PACKAGES, *TENSORFLOW_BUILDS):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def data_key(profile: Profile, data: str | Path | None = None) -> str:
+    """Return a key of the images that a profile reads, 16 hexadecimal digits.
+
+    Drawn images follow from the profile and the library. Files are hashed once and known again by
+    path, size and time of change, so that a second run takes a fraction of a second.
+
+    Raises
+    ------
+    DataError
+        If the folder of the profile's set is not there, or holds nothing.
+    """
+    if profile.dataset == "synthetic":
+        return content_key("synthetic")
+    folder = data_folder(data)
+    wanted = folder if profile.dataset == "folder" else folder / profile.dataset
+    if not wanted.is_dir():
+        raise DataError(
+            f"there is no folder {wanted}",
+            "name the folder that holds it with --data or HEMATOVISION_DATA"
+            + ("" if profile.dataset == "folder" else f", or run 'hematovision fetch {profile.dataset}'"),
+        )
+    parts = [wanted] if profile.dataset == "folder" else [folder / s for s in SETS if (folder / s).is_dir()]
+    key = content_key([(part.name, _folder_key(part)) for part in parts])
+    return key
+
+
+def count_files(profile: Profile, data: str | Path | None = None) -> int:
+    """Return about how many images a profile reads."""
+    if profile.dataset == "synthetic":
+        return profile.synthetic_photographs * (1 + profile.synthetic_copies)
+    folder = data_folder(data)
+    return sum(1 for _ in _scan(folder if profile.dataset == "folder" else folder / profile.dataset))
+
+
+def _folder_key(folder: Path) -> str:
+    files = sorted(_scan(folder))
+    if not files:
+        raise DataError(f"the folder {folder} is empty", "fill it, or name another with --data")
+    fingerprint = content_key(files)
+    memory_path = cache_folder() / "data_keys.json"
+    memory: dict[str, Any] = {}
+    with contextlib.suppress(HematoVisionError):
+        memory = read_json(memory_path)
+    if memory.get(fingerprint) is None:
+        memory[fingerprint] = content_key([(path, _sha256(folder / path)) for path, _, _ in files])
+        write_json(memory_path, memory)
+    return str(memory[fingerprint])
+
+
+def _sha256(path: Path) -> str:
+    # a file that may not be read is the audit's to report, not a reason to stop
+    try:
+        return sha256_file(path)
+    except HematoVisionError:
+        return hashlib.sha256(b"unreadable").hexdigest()
+
+
+def _scan(folder: Path) -> Iterable[tuple[str, int, int]]:
+    """Yield path, size and time of change of every file below a folder."""
+    stack = [folder]
+    while stack:
+        current = stack.pop()
+        try:
+            entries = list(os.scandir(current))
+        except OSError as error:
+            raise explain_os_error(error, current) from error
+        for entry in entries:
+            if entry.is_dir():
+                stack.append(Path(entry.path))
+            elif entry.is_file():
+                status = entry.stat()
+                yield Path(entry.path).relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
