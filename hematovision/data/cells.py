@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hematovision.data.manifest import Manifest
 from hematovision.errors import DataError
 from hematovision.files import content_key, read_json, write_json, write_text
-from hematovision.vision.crop import crop_main_cell, resize
+from hematovision.vision.crop import crop_main_cell
 from hematovision.vision.image import read_image
 
 _VERSION = 1
@@ -80,7 +80,17 @@ class CellStore:
             first += len(part)
         if size in (None, self.size):
             return out
-        return np.stack([resize(image, int(size or 0)) for image in out]) if len(out) else out
+        return _resize(out, int(size or 0))
+
+
+def _resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    import cv2
+
+    how = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_LINEAR
+    out = np.empty((len(images), size, size, 3), np.uint8)
+    for i, image in enumerate(images):
+        out[i] = cv2.resize(image, (size, size), interpolation=how)
+    return out
 
 
 def join_stores(*stores: CellStore) -> CellStore:

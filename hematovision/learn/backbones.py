@@ -39,6 +39,8 @@ class Backbone:
     features : int
         Channels of the last feature map.
     has_batch_norm : bool
+    published_accuracy : float
+        On the Kaggle set, of a widely copied study that splits it by image (0 to 1).
     reference : str
     story : str
         What a student should know about it, used by the notebook.
@@ -51,6 +53,7 @@ class Backbone:
     imagenet_file: str
     features: int
     has_batch_norm: bool
+    published_accuracy: float
     reference: str
     story: str
 
@@ -66,6 +69,7 @@ BACKBONES: dict[str, Backbone] = {
             "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
             512,
             False,
+            0.903,
             "Simonyan and Zisserman 2014, arXiv 1409.1556",
             "Thirteen plain 3x3 convolutions, one after the other, and nothing else: no shortcuts and "
             "no batch normalisation. It is the easiest network to understand, the heaviest to run, and "
@@ -79,6 +83,7 @@ BACKBONES: dict[str, Backbone] = {
             "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
             1280,
             True,
+            0.926,
             "Sandler et al. 2018, arXiv 1801.04381",
             "Built for telephones: each block widens its input, filters every channel on its own "
             "(a depthwise convolution), and narrows it again, with a shortcut around the block. It has "
@@ -92,6 +97,7 @@ BACKBONES: dict[str, Backbone] = {
             "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
             2048,
             True,
+            0.917,
             "He et al. 2015, arXiv 1512.03385",
             "Fifty layers made trainable by shortcuts: every block learns what to add to its input. "
             "Its batch normalisation keeps a memory of the colours it was trained on, which is what "
@@ -204,8 +210,7 @@ def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
             ) from error
     base = application(include_top=False, weights=None, input_shape=shape, name=row.name)
     if weights == "none":
-        if not row.has_batch_norm:
-            _he_initialise(base, seed)
+        _start_from_nothing(base, seed)
         return base
     try:
         base.load_weights(weights)
@@ -221,13 +226,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def _he_initialise(base: keras.Model, seed: int) -> None:
-    """Draw convolution kernels after He et al. 2015: without it a deep plain network does not start."""
+def _start_from_nothing(base: keras.Model, seed: int) -> None:
+    """Make a randomly initialised network trainable within the few hundred steps that we can afford.
+
+    Plain networks get kernels after He et al. 2015, the first one divided by the spread of its
+    inputs (pixels with the mean removed have a standard deviation of about 64). Batch normalisation
+    remembers about ten steps: with Keras's 0.99 and more its running means lag hundreds of steps
+    behind, and validation looks like chance long after training has learned.
+    """
     import keras
 
-    for i, layer in enumerate(layer for layer in base.layers if isinstance(layer, keras.layers.Conv2D)):
-        kernel = layer.kernel
-        kernel.assign(keras.initializers.HeNormal(seed + i)(kernel.shape))
+    norms = [layer for layer in base.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.9
+    if norms:
+        return
+    convolutions = [layer for layer in base.layers if isinstance(layer, keras.layers.Conv2D)]
+    for i, layer in enumerate(convolutions):
+        kernel = keras.initializers.HeNormal(seed + i)(layer.kernel.shape)
+        layer.kernel.assign(kernel / 64.0 if i == 0 else kernel)
 
 
 def build_preprocessing(backbone: str, images: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,9 @@ def one_hot(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.float32
     return np.eye(len(classes), dtype=np.float32)[index]
 
 
-def draw_copies(sources: Sequence[str], copies: int, seed: int | Sequence[int]) -> NDArray[np.int64]:
+def draw_copies(
+    sources: Sequence[str] | NDArray[np.str_], copies: int, seed: int | Sequence[int]
+) -> NDArray[np.int64]:
     """Return positions of at most ``copies`` images of each photograph, drawn without replacement.
 
     Parameters
@@ -64,7 +66,9 @@ def draw_copies(sources: Sequence[str], copies: int, seed: int | Sequence[int]) 
     return np.sort(shuffled[rank.to_numpy() < copies]).astype(np.int64)
 
 
-def class_weights(labels: NDArray[np.float32], sources: Sequence[str] | NDArray[np.str_], copies: int) -> dict[int, float]:
+def class_weights(
+    labels: NDArray[np.float32], sources: Sequence[str] | NDArray[np.str_], copies: int
+) -> dict[int, float]:
     """Return weights that make every class count alike in an epoch of `training_batches`.
 
     ``N / (C n_c)`` with ``n_c`` the images of class c drawn in an epoch.
@@ -75,12 +79,26 @@ def class_weights(labels: NDArray[np.float32], sources: Sequence[str] | NDArray[
     return {i: float(drawn.sum() / (len(drawn) * n)) for i, n in enumerate(drawn)}
 
 
+Reader = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""Row numbers in, float32 array of shape (len(rows), ...) out: crops or frozen features from disk."""
+
+
+def image_reader(cells: CellStore, input_size: int) -> Reader:
+    """Return a reader of crops: float32 arrays of shape (B, input_size, input_size, 3), 0 to 255."""
+    return lambda rows: cells.read(rows, input_size).astype(np.float32)
+
+
+def feature_reader(features: NDArray[np.float32]) -> Reader:
+    """Return a reader of frozen features: float32 arrays of shape (B, D)."""
+    return lambda rows: np.asarray(features[rows], np.float32)
+
+
 def training_batches(
-    cells: CellStore,
+    read: Reader,
     rows: NDArray[np.int64],
     labels: NDArray[np.float32],
+    sources: NDArray[np.str_],
     *,
-    input_size: int,
     batch_size: int,
     copies_per_photograph: int,
     seed: int,
@@ -92,13 +110,20 @@ def training_batches(
     Every epoch draws ``copies_per_photograph`` images of each photograph anew (0: all of them), so
     that an epoch costs what the photographs are worth and not what their copies number.
 
+    Parameters
+    ----------
+    read : Reader
+    rows : int64 array of shape (N,)
+    labels : float32 array of shape (N, C), one-hot, in the order of ``rows``
+    sources : array of str, shape (N,), in the order of ``rows``
+        The photograph behind each image.
+
     Returns
     -------
-    dataset of (float32 (B, input_size, input_size, 3) from 0 to 255, float32 (B, C))
+    dataset of (float32 (B, ...), float32 (B, C))
     steps_per_epoch : int
         Whole batches only, at least one.
     """
-    sources = cells.table["source"].to_numpy(str)[rows]
     drawn = len(draw_copies(sources, copies_per_photograph, 0))
     batch_size = min(batch_size, drawn)
     steps = drawn // batch_size
@@ -110,42 +135,38 @@ def training_batches(
 
     epochs_left = range(initial_epoch, max(epochs, initial_epoch + 1))
     positions = np.concatenate([epoch_positions(e) for e in epochs_left])
-    return _image_batches(cells, rows, labels, list(positions), input_size), steps
+    return _batches(read, rows, labels, list(positions)), steps
 
 
 def ordered_batches(
-    cells: CellStore,
-    rows: NDArray[np.int64],
-    labels: NDArray[np.float32],
-    *,
-    input_size: int,
-    batch_size: int = 64,
+    read: Reader, rows: NDArray[np.int64], labels: NDArray[np.float32], *, batch_size: int = 64
 ) -> tf.data.Dataset:
     """Return batches in the order of ``rows``, the last one shorter, for validation and prediction."""
     positions = [np.arange(s, min(s + batch_size, len(rows))) for s in range(0, len(rows), batch_size)]
-    return _image_batches(cells, rows, labels, positions, input_size)
+    return _batches(read, rows, labels, positions)
 
 
-def _image_batches(
-    cells: CellStore,
+def _batches(
+    read: Reader,
     rows: NDArray[np.int64],
     labels: NDArray[np.float32],
     positions: list[NDArray[np.int64]],
-    input_size: int,
 ) -> tf.data.Dataset:
     import tensorflow as tf
 
-    def read(number: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    shape = read(rows[:1]).shape[1:]
+
+    def take(number: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         where = positions[int(number)]
-        return cells.read(rows[where], input_size).astype(np.float32), labels[where]
+        return read(rows[where]), labels[where]
 
     def load(number: Any) -> tuple[Any, Any]:
-        images, targets = tf.numpy_function(read, [number], (tf.float32, tf.float32))
-        images.set_shape((None, input_size, input_size, 3))
+        inputs, targets = tf.numpy_function(take, [number], (tf.float32, tf.float32))
+        inputs.set_shape((None, *shape))
         targets.set_shape((None, labels.shape[1]))
-        return images, targets
+        return inputs, targets
 
-    # one batch a step read ahead: memory is bounded whatever the number of images
+    # two batches read ahead and no more: memory is bounded whatever the number of images
     return tf.data.Dataset.range(len(positions)).map(load, num_parallel_calls=1).prefetch(2)
 
 
