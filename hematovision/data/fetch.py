@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection and between two pieces of data; kagglehub itself waits for ever."""
 
 _TRIES = 6  # a broken connection is taken up again so often, as long as data keeps coming
+_PAUSE = 2.0  # seconds before the second try, twice that before the third, and so on
 _DISK_FACTOR = 2.2  # archive and unpacked files lie side by side for a moment
 _DAMAGED_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError)
 _TOKEN = "put a token from https://www.kaggle.com/settings into KAGGLE_API_TOKEN"
@@ -337,6 +339,7 @@ def _download(row: DataSet, hub: Path) -> Path:
             if _status(error) or have <= had or tries == _TRIES:
                 raise _explain_request(error, row, have) from error
             had = have
+            time.sleep(_PAUSE * tries)
         except (BackendError, ColabEnvironmentError, CredentialError, KaggleEnvironmentError) as error:
             raise _explain_kagglehub(error) from error
         except (DataCorruptionError, *_DAMAGED_ARCHIVE) as error:
