@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from hematovision.vision.field import RGB, Box, Cell
-from hematovision.vision.locate import background_level, fill_mask, locate_main_cell
+from hematovision.vision.locate import background_colour, fill_mask, locate_main_cell
 
 SIZE = 224
 """Side of a crop in pixels: what the ImageNet backbones were trained at."""
@@ -15,18 +14,6 @@ SIZE = 224
 MARGIN = 0.15
 """Share of the cell's longer side that is kept around it on each side, so that the whole outline
 and a rim of background stay in the picture."""
-
-
-def background_colour(rgb: RGB) -> NDArray[np.uint8]:
-    """Return the colour of the empty background of a field.
-
-    Robust: the median of the brightest tenth of the pixels that are not fill.
-
-    Returns
-    -------
-    uint8 array of shape (3,)
-    """
-    return background_level(rgb)
 
 
 def crop_cell(rgb: RGB, box: Box, size: int = SIZE, margin: float = MARGIN) -> RGB:
@@ -66,7 +53,7 @@ def crop_cell(rgb: RGB, box: Box, size: int = SIZE, margin: float = MARGIN) -> R
         part[fill_mask(rgb)[y0:y1, x0:x1]] = background
         square[y0 - top : y1 - top, x0 - left : x1 - left] = part
     how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return cv2.resize(square, (size, size), interpolation=how)
+    return np.asarray(cv2.resize(square, (size, size), interpolation=how), np.uint8)
 
 
 def crop_main_cell(rgb: RGB, size: int = SIZE, margin: float = MARGIN, image: str = "") -> Cell:
