@@ -212,8 +212,8 @@ def test_a_download_that_broke_off_is_resumed_by_the_next_run(
     server: StandIn, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     server.breaks = ("whole", "part")
-    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"broke off after 2\.1 MB.*goes on"):
-        patch.setattr(fetch, "_TRIES", 1)
+    monkeypatch.setattr(fetch, "_TRIES", 1)
+    with pytest.raises(DataError, match=r"broke off after 2\.1 MB.*goes on"):
         fetch.fetch(NAME, data)
     assert not (data / NAME).exists()
     server.breaks = ()

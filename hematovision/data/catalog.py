@@ -14,6 +14,7 @@ from hematovision.classes import EIGHT, FOUR
 from hematovision.config import cache_folder, data_folder
 from hematovision.data import blood_cells, folder, pbc, synthetic
 from hematovision.data.manifest import Manifest, check_manifest, read_manifest, write_manifest
+from hematovision.data.photographs import assign_sources
 from hematovision.data.scan import (
     Progress,
     Reading,
@@ -271,8 +272,6 @@ def load_set(
     image_set = _recall(row, data, kept) or _read_set(row, data, root, kept, progress)
     if not (sources and row.copies):
         return image_set
-    from hematovision.data.photographs import assign_sources
-
     manifest = assign_sources(image_set.manifest, data, cache, progress)
     return ImageSet(name, check_manifest(manifest, name), data, image_set.boxes, image_set.notes)
 
