@@ -113,6 +113,8 @@ class View:
         Compared by Hamming distance: as good as floats here, smaller, and independent of threads.
     strongest : int array
         Rows of the keypoints that vote.
+    upright : int
+        Keypoints of the picture itself; those of its mirror image follow.
     """
 
     grey: NDArray[np.uint8]
@@ -120,6 +122,13 @@ class View:
     points: NDArray[np.float32]
     descriptors: NDArray[np.uint8]
     strongest: NDArray[np.intp]
+    upright: int
+
+    def unmirrored(self) -> View:
+        """Return the view without the keypoints of the mirror image."""
+        strongest = self.strongest[self.strongest < self.upright]
+        points, descriptors = self.points[: self.upright], self.descriptors[: self.upright]
+        return View(self.grey, self.valid, points, descriptors, strongest, self.upright)
 
 
 @dataclass(frozen=True)
@@ -135,13 +144,16 @@ class Match:
     coverage : float
         Share of the first picture's valid pixels that the second covers, 0 to 1.
     matrix : float64 array of shape (2, 3) or None
-        Takes pixels of the second picture to pixels of the first, both 320 pixels wide or high.
+        Takes pixels of the second picture to pixels of the first, in views.
+    side : int
+        Longer side of a view in pixels.
     """
 
     inliers: int = 0
     correlation: float = 0.0
     coverage: float = 0.0
     matrix: _Matrix | None = None
+    side: int = _SIDE
 
     @property
     def score(self) -> float:
@@ -174,7 +186,8 @@ def view_picture(rgb: RGB, effort: Effort = QUICK, mirrored: bool = False) -> Vi
     points = (np.concatenate([p for p, _ in faces]) + 0.5) / scale - 0.5
     ranks = np.concatenate([np.arange(len(p)) for p, _ in faces])
     descriptors = np.concatenate([d for _, d in faces])
-    return View(grey, valid, points.astype(np.float32), descriptors, np.flatnonzero(ranks < _VOTERS))
+    strongest = np.flatnonzero(ranks < _VOTERS)
+    return View(grey, valid, points.astype(np.float32), descriptors, strongest, len(faces[0][0]))
 
 
 def _scaled(rgb: RGB, side: int) -> RGB:
@@ -294,17 +307,26 @@ class Gallery:
         self._voters = np.concatenate(blocks) if blocks else np.zeros((0, 16), np.uint8)
         self._owners = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
 
-    def candidates(self, view: View, count: int) -> list[int]:
-        """Return the numbers of the photographs that share most keypoints with a picture."""
+    def candidates(self, view: View, count: int, without: int | None = None) -> list[int]:
+        """Return the numbers of the photographs that share most keypoints with a picture.
+
+        Parameters
+        ----------
+        view : View
+        count : int
+            Most numbers returned.
+        without : int, optional
+            A photograph that takes no part: the picture itself.
+        """
         votes = np.zeros(len(self.views))
         ours = view.descriptors[view.strongest]
-        if len(ours) and len(self._voters):
-            distance, nearest = cv2.batchDistance(
-                ours, self._voters, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1
-            )
-            worth = np.clip(_SIMILAR - distance.ravel(), 0, None)
-            np.add.at(votes, self._owners[nearest.ravel()], worth)
-        return [int(i) for i in np.argsort(-votes, kind="stable")[:count]]
+        others = self._owners != (-1 if without is None else without)
+        voters, owners = self._voters[others], self._owners[others]
+        if len(ours) and len(voters):
+            distance, nearest = cv2.batchDistance(ours, voters, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=1)
+            np.add.at(votes, owners[nearest.ravel()], np.clip(_SIMILAR - distance.ravel(), 0, None))
+        order = [int(i) for i in np.argsort(-votes, kind="stable")]
+        return [i for i in order if i != without][:count]
 
     def best(self, view: View, count: int) -> list[tuple[str, Match]]:
         """Return the candidates and how they match, the best first."""
@@ -359,7 +381,7 @@ def recover_sources(
     run = _Run(
         _Matcher(photographs, Path(root)), None if cache is None else Path(cache) / "photographs" / key
     )
-    with _single_threaded_opencv(), ThreadPoolExecutor(max(1, workers)) as pool:
+    with single_threaded_opencv(), ThreadPoolExecutor(max(1, workers)) as pool:
         found = run.explain(copies, QUICK, "quick", pool, progress)
         doubtful = copies[~found["sure"].to_numpy(bool)]
         again = run.explain(doubtful, THOROUGH, "thorough", pool, None)
@@ -482,8 +504,8 @@ def _read_chunk(file: Path) -> pd.DataFrame:
 
 
 @contextmanager
-def _single_threaded_opencv() -> Iterator[None]:
-    """Keep OpenCV from starting threads of its own under ours."""
+def single_threaded_opencv() -> Iterator[None]:
+    """Keep OpenCV from starting threads of its own under ours, inside a ``with`` block."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
