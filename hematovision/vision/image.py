@@ -38,6 +38,7 @@ MIN_SIDE = 16
 
 _ORIENTATION_TAG = 0x0112  # EXIF and TIFF
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_ZEROS = 16  # bytes; a JPEG's own data hardly ever holds as many zeros in a row
 _CUT_SHORT = re.compile(r"truncat|end of file|eof|premature|unexpected end|not enough|ended", re.IGNORECASE)
 
 
@@ -219,7 +220,30 @@ def _open_header(file: IO[bytes], called: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{called} is only {width} x {height} pixels", f"a cell needs at least {MIN_SIDE} a side"
         )
+    if image.format in ("JPEG", "MPO"):
+        _refuse_unwritten_tail(file, called)
     return image
+
+
+def _refuse_unwritten_tail(file: IO[bytes], called: str) -> None:
+    """Refuse a JPEG that ends in zeros in place of its end marker.
+
+    So end files whose space was reserved but never filled (a download or copy that was broken off):
+    the decoder takes the zeros for grey blocks. Elsewhere the decoders notice by themselves.
+    """
+    place = file.tell()
+    try:
+        file.seek(-_ZEROS, io.SEEK_END)
+        if file.read() != bytes(_ZEROS):
+            return
+        file.seek(0)
+        content = file.read().rstrip(b"\0")
+    finally:
+        file.seek(place)
+    if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # end of image, start of scan
+        raise _TruncatedError(
+            f"{called} is cut short, its end was never written", "copy or download it again"
+        )
 
 
 def _orientation(image: Image.Image) -> int:
