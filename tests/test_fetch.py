@@ -301,6 +301,7 @@ def test_no_network(data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, "http://127.0.0.1:9")
     with pytest.raises(DataError, match="cannot be reached"):
         fetch.fetch(NAME, data)
+    assert left_in(data) == []
 
 
 @pytest.mark.usefixtures("server")

@@ -24,7 +24,8 @@ from hematovision.data.scan import (
     share_sources,
 )
 from hematovision.errors import DataError, HematoVisionError
-from hematovision.files import atomic_path, content_key, read_json, write_json
+from hematovision.files import atomic_path, content_key, read_json, sha256_file, write_json
+from hematovision.vision import image
 from hematovision.vision.field import Box
 
 _VERSION = 1  # of what is done with a reading: hashing, decoding, marking duplicates
@@ -286,7 +287,10 @@ def write_set_manifest(
 
 
 def _key(row: DataSet, data: Path, root: Path) -> str:
-    return content_key(_VERSION, row.version, root.relative_to(data).as_posix(), fingerprint(root))
+    # what the decoder makes of a damaged file stands in the manifest: another decoder, another key
+    decoder = sha256_file(image.__file__)
+    where = root.relative_to(data).as_posix()
+    return content_key(_VERSION, row.version, decoder, where, fingerprint(root))
 
 
 def _read_set(row: DataSet, data: Path, root: Path, kept: Path, progress: Progress | None) -> ImageSet:

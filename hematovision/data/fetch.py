@@ -272,7 +272,7 @@ def _check_download(row: DataSet, staging: Path, say: Say, progress: Progress | 
 
 @contextlib.contextmanager
 def _alone(data: Path, name: str) -> Iterator[Path]:
-    """Yield the staging folder, held against other processes; removed if the work has ended well."""
+    """Yield the staging folder, held against other processes; removed once it is of no more use."""
     staging, lock = data / f".fetch-{name}", data / f".fetch-{name}.lock"
     try:
         staging.mkdir(parents=True, exist_ok=True)
@@ -281,9 +281,15 @@ def _alone(data: Path, name: str) -> Iterator[Path]:
         raise explain_os_error(error, data) from error
     with handle:
         _hold(handle.fileno(), lock, data / name)
-        yield staging
-        shutil.rmtree(staging, ignore_errors=True)
-        lock.unlink(missing_ok=True)
+        done = False
+        try:
+            yield staging
+            done = True
+        finally:
+            # what a broken download brought stays for the next run
+            if done or not any(entry.is_file() for entry in staging.rglob("*")):
+                shutil.rmtree(staging, ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
 
 def _hold(handle: int, lock: Path, target: Path) -> None:
