@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +24,38 @@ _REMEDIES = {
     errno.EPERM: "not permitted; choose a folder you may write to",
     errno.EROFS: "the file system is read-only; choose a folder you may write to",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.EEXIST: "a file stands where a folder should be; choose another path",
     errno.EISDIR: "this is a folder; name a file",
     errno.ENOENT: "there is no such file or folder; check the path",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 
 
+# renameat2(2): relative to the working directory, swap the two names
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
 def explain_os_error(error: OSError, path: Path | str) -> HematoVisionError:
     """Turn an ``OSError`` about ``path`` into one line with a remedy."""
     reason = _REMEDIES.get(error.errno or 0, (error.strerror or str(error)).lower())
     return HematoVisionError(f"cannot use {path}", reason)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step, so that a kill finds no moment without either; False if impossible."""
+    if sys.platform != "linux":
+        return False
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    paths = os.fsencode(first), os.fsencode(second)
+    return swap is not None and swap(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0
+
+
+def _blamed(error: OSError, path: Path) -> Path | str:
+    """Return the file an error is about, with temporary names told as what they stand for."""
+    name = error.filename
+    if not isinstance(name, str) or Path(name).is_relative_to(path):
+        return path
+    return path if Path(name).is_relative_to(path.parent) and f".{path.name}." in name else name
 
 
 @contextlib.contextmanager
@@ -55,6 +79,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary = holder / path.name
         yield temporary
         if temporary.is_dir() and path.is_dir():
+            if _exchange(temporary, path):
+                return
             old = holder / "old"
             os.rename(path, old)
             try:
@@ -68,7 +94,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
                     os.fsync(handle.fileno())
             os.replace(temporary, path)
     except OSError as error:
-        raise explain_os_error(error, path) from error
+        raise explain_os_error(error, _blamed(error, path)) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary.parent, ignore_errors=True)
