@@ -18,6 +18,17 @@ from hematovision.errors import ConfigError, DataError, HematoVisionError, Image
 from hematovision.files import atomic_path, content_key, read_json, sha256_file, write_json, write_text
 
 
+class Interrupted(Exception):
+    pass
+
+
+def begin(path: Path) -> None:
+    """Write half of something and fail."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("half")
+    raise Interrupted
+
+
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
@@ -58,9 +69,8 @@ class TestAtomicFile:
     def test_an_error_inside_leaves_the_old_content(self, tmp_path: Path) -> None:
         path = tmp_path / "a.txt"
         path.write_text("old")
-        with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
+        with pytest.raises(Interrupted), atomic_path(path) as temporary:
+            begin(temporary)
         assert path.read_text() == "old"
         assert names(tmp_path) == ["a.txt"]
 
@@ -97,10 +107,8 @@ class TestAtomicFolder:
 
     def test_an_error_inside_leaves_the_old_folder(self, tmp_path: Path) -> None:
         self.write(tmp_path / "report", "first")
-        with pytest.raises(RuntimeError), atomic_path(tmp_path / "report") as temporary:
-            temporary.mkdir()
-            (temporary / "half").touch()
-            raise RuntimeError
+        with pytest.raises(Interrupted), atomic_path(tmp_path / "report") as temporary:
+            begin(temporary / "half")
         assert names(tmp_path / "report") == ["first"]
         assert names(tmp_path) == ["report"]
 
