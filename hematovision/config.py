@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -155,7 +156,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
         raise ConfigError(f"there is no profile '{name}'", f"choose one of: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    # a ValueError: bytes that are no UTF-8, and dates that no calendar has
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"profiles/{name}.yaml cannot be read ({error})", "mend the file") from error
     if not isinstance(values, dict):
         raise ConfigError(f"profiles/{name}.yaml holds no keys", "write one 'key: value' a line")
@@ -168,13 +170,14 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
     known = {f.name: f.type for f in fields(Profile)}
     base, _, backbone = key.partition(".")
-    if base not in known or base in ("name", "title"):
-        raise ConfigError(f"unknown key '{key}'", f"keys are: {', '.join(sorted(known))}")
+    settable = sorted(set(known) - {"name", "title"})
+    if base not in settable:
+        raise ConfigError(f"unknown key '{key}'", f"keys are: {', '.join(settable)}")
     if isinstance(value, str):
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of '{key}' is not valid YAML ({error})") from error
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"the value of '{key}' is not valid YAML ({error})", "mend it") from error
         value = "none" if value is None else value
     if not backbone:
         values[base] = value
@@ -195,7 +198,7 @@ def build_profile(values: Mapping[str, Any], where: str = "the profile") -> Prof
         Naming the key, the value and what it must be.
     """
     hints = typing.get_type_hints(Profile)
-    unknown = sorted(set(values) - set(hints))
+    unknown = sorted(set(values) - set(hints), key=str)
     if unknown:
         raise ConfigError(f"{where}: unknown key '{unknown[0]}'", f"keys are: {', '.join(sorted(hints))}")
     missing = sorted(set(hints) - set(values))
@@ -207,6 +210,10 @@ def build_profile(values: Mapping[str, Any], where: str = "the profile") -> Prof
     return profile
 
 
+# a number to everybody but YAML 1.1, which asks for a point and a sign: 1.0e-4
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is tuple:
@@ -215,15 +222,17 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is dict:
         inner = typing.get_args(hint)[1]
         entries = value if isinstance(value, dict) else dict.fromkeys(BACKBONE_NAMES, value)
-        unknown = sorted(set(entries) - set(BACKBONE_NAMES))
+        unknown = sorted(set(entries) - set(BACKBONE_NAMES), key=str)
         missing = sorted(set(BACKBONE_NAMES) - set(entries))
         if unknown or missing:
             raise ConfigError(
                 f"{where} must hold one entry a backbone (unknown {unknown}, missing {missing})",
                 f"backbones are: {', '.join(BACKBONE_NAMES)}",
             )
-        return {k: _coerce(entries[k], inner, f"{where}.{k}") for k in BACKBONE_NAMES}
+        return {k: _coerce(entries[k], inner, f"{where[:-1]}.{k}'") for k in BACKBONE_NAMES}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if hint is str and value is None:
         return "none"  # YAML reads a bare `null` or `~` so
