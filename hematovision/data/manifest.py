@@ -62,8 +62,11 @@ def check_manifest(frame: pd.DataFrame, name: str = "the manifest") -> Manifest:
     for column in COLUMNS:
         if column in _INTEGERS:
             numbers = pd.to_numeric(frame[column], errors="coerce")
-            if numbers.isna().any():
-                raise DataError(f"{name}: column {column} holds a value that is not a number")
+            # no edge of a picture that can be decoded comes near the upper end
+            if not (numbers.between(0, 2**31) & (numbers % 1 == 0)).all():
+                raise DataError(
+                    f"{name}: column {column} holds a value that is no whole number", "give pixels, from 0 on"
+                )
             frame[column] = numbers.astype("int64")
         else:
             frame[column] = frame[column].fillna("").astype(str)
