@@ -6,14 +6,19 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from hematovision.errors import HematoVisionError
 
@@ -125,6 +130,55 @@ def read_json(path: Path | str) -> Any:
         raise explain_os_error(error, path) from error
     except ValueError as error:
         raise HematoVisionError(f"{path} is not valid JSON ({error})", "remove it and run again") from error
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+    """Create a ``.npy`` file of zeros to be filled through a memory map, its space on the disk taken.
+
+    Writing through a map of a file with holes kills the process (SIGBUS) once the disk is full; here
+    a full disk is found before any work. The header comes last: a creation that was killed leaves a
+    file that `is_array` refuses.
+
+    Raises
+    ------
+    HematoVisionError
+        If the disk has no room for it or may not be written to; no file is left then.
+    """
+    kind = np.dtype(dtype)
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    size = math.prod(shape) * kind.itemsize
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as handle:
+            _take_space(handle, header.tell(), size)
+            handle.seek(0)
+            handle.write(header.getvalue())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise explain_os_error(error, path) from error
+
+
+def _take_space(handle: BinaryIO, start: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle.fileno(), 0, start + size)
+        return
+    handle.seek(start)
+    block = bytes(1 << 20)
+    for done in range(0, size, len(block)):
+        handle.write(block[: size - done])
+    handle.flush()
+
+
+def is_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether a file is a whole ``.npy`` array of the given shape and type."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return array.shape == shape and array.dtype == np.dtype(dtype)
 
 
 def sha256_file(path: Path | str) -> str:

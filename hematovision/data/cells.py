@@ -14,13 +14,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hematovision import vision
 from hematovision.data.manifest import Manifest
+from hematovision.data.workers import end_with_parent
 from hematovision.errors import DataError
-from hematovision.files import content_key, read_json, write_json, write_text
+from hematovision.files import (
+    content_key,
+    create_array,
+    is_array,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from hematovision.vision.crop import crop_main_cell
 from hematovision.vision.image import read_image
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 256  # images a unit of work: a killed run loses at most one chunk a core
 _UNREADABLE = ("unreadable", "truncated")
 
@@ -140,16 +150,21 @@ def cut_cells(
     kept = manifest[~manifest["status"].isin(_UNREADABLE)].reset_index(drop=True)
     if kept.empty:
         raise DataError("no readable image is left", "check the data folder")
-    # labels and photographs may be corrected without cutting again: the pixels alone name the crops
-    key = content_key(_VERSION, size, margin, kept[["path", "sha256"]].to_csv(index=False))
+    # labels and photographs may be corrected without cutting again: the pixels, and the code that
+    # locates and cuts, name the crops
+    key = content_key(_VERSION, size, margin, kept[["path", "sha256"]].to_csv(index=False), _code_key())
     folder = cache / "cells" / key
     images_file, boxes_file = folder / "images.npy", folder / "boxes.csv"
-    if not boxes_file.exists():
+    if not (boxes_file.exists() and is_array(images_file, (len(kept), size, size, 3), np.uint8)):
         _cut(kept["path"].tolist(), root, folder, images_file, boxes_file, (size, margin), workers, progress)
-    table = pd.concat(
-        [kept[["dataset", "path", "label", "source", "split"]], pd.read_csv(boxes_file).drop(columns="path")], axis=1
-    )
+    boxes = pd.read_csv(boxes_file).drop(columns="path")
+    table = pd.concat([kept[["dataset", "path", "label", "source", "split"]], boxes], axis=1)
     return CellStore((np.load(images_file, mmap_mode="r"),), table, key)
+
+
+def _code_key() -> str:
+    folder = Path(vision.__file__).parent
+    return content_key([sha256_file(folder / f"{room}.py") for room in ("image", "locate", "crop")])
 
 
 def _cut(
@@ -163,13 +178,11 @@ def _cut(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     size = crop[0]
-    folder.mkdir(parents=True, exist_ok=True)
     shape = (len(paths), size, size, 3)
-    if not images_file.exists() or np.load(images_file, mmap_mode="r").shape != shape:
-        images_file.unlink(missing_ok=True)
-        np.lib.format.open_memmap(images_file, mode="w+", dtype=np.uint8, shape=shape).flush()
+    if not is_array(images_file, shape, np.uint8):
         for stale in folder.glob("chunk-*.json"):
             stale.unlink()
+        create_array(images_file, shape, np.uint8)
     starts = list(range(0, len(paths), _CHUNK))
     todo = [s for s in starts if not (folder / f"chunk-{s}.json").exists()]
     done = sum(min(_CHUNK, len(paths) - s) for s in starts if s not in set(todo))
@@ -190,7 +203,7 @@ def _run(jobs: list[tuple[Any, ...]], workers: int | None) -> Iterator[list[list
         yield from map(_cut_chunk, jobs)
         return
     # spawn: a forked copy of a process that has started TensorFlow's threads can hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
         yield from pool.map(_cut_chunk, jobs)
 
 

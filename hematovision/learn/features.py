@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hematovision.data.cells import CellStore
-from hematovision.files import content_key, write_text
+from hematovision.files import content_key, create_array, is_array, sha256_file, write_text
+from hematovision.learn import backbones
 
 if TYPE_CHECKING:
     import keras
@@ -42,7 +43,8 @@ def frozen_features(
         From `backbones.build_feature_extractor`.
     cells : CellStore
     cache : Path
-        The features go to ``cache/features/<key>/``; the key names weights, size and crops.
+        The features go to ``cache/features/<key>/``; the key names weights, precision,
+        preprocessing, size and crops.
     progress : callable, optional
         Called with (done, total) crops.
 
@@ -51,14 +53,19 @@ def frozen_features(
     float32 array of shape (N, D), memory-mapped, read-only
     """
     size, width = int(extractor.input_shape[1]), int(extractor.output_shape[1])
-    folder = cache / "features" / content_key(1, weights_key(extractor), extractor.name, size, cells.key)
+    # the same weights give other features in another precision, or after other preprocessing
+    precision = [layer.compute_dtype for layer in extractor.layers]
+    code = sha256_file(backbones.__file__)
+    key = content_key(weights_key(extractor), extractor.name, precision, code, size, cells.key)
+    folder = cache / "features" / key
     file, mark = folder / "features.npy", folder / "done.txt"
     shape = (len(cells.table), width)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = int(mark.read_text()) if mark.exists() and file.exists() else 0
+    if not is_array(file, shape, np.float32):
+        mark.unlink(missing_ok=True)
+        create_array(file, shape, np.float32)
+    done = int(mark.read_text()) if mark.exists() else 0
     if done < shape[0]:
-        mode = "r+" if done else "w+"
-        out = np.lib.format.open_memmap(file, mode=mode, dtype=np.float32, shape=None if done else shape)
+        out = np.load(file, mmap_mode="r+")
         for start in range(done, shape[0], _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, shape[0]))
             batch = cells.read(rows, size).astype(np.float32)
