@@ -23,6 +23,7 @@ from hematovision.files import read_json, write_json, write_text
 from hematovision.vision.field import Box
 
 _LEFT_OUT = ("unreadable", "truncated", "unlabelled")
+_PAIR_NAMES = {f"{what}_{side}": str for what in ("source", "path", "label") for side in ("a", "b")}
 _NOT_WHITE = ("RBC", "Platelets", "platelet")
 
 
@@ -144,7 +145,8 @@ def open_study(folder: Path) -> Study:
         Path(facts["root"]),
         read_manifest(folder / "manifest.csv"),
         groups,
-        pd.read_csv(folder / "near_duplicates.csv"),
+        # a photograph may be called 007 or NA
+        pd.read_csv(folder / "near_duplicates.csv", dtype=_PAIR_NAMES, keep_default_na=False),
         boxes,
     )
 
