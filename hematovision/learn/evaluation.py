@@ -87,24 +87,35 @@ class Predictions:
 
 
 def read_predictions(path: Path | str) -> Predictions:
-    """Read what `Predictions.write` wrote."""
-    frame = pd.read_csv(path, dtype={"image": str, "source": str}, keep_default_na=False)
-    columns = [c for c in frame.columns if c.startswith("p_")]
-    classes = tuple(c.removeprefix("p_") for c in columns)
-    return Predictions(
-        frame[columns].to_numpy(np.float32),
-        pd.Index(classes).get_indexer(pd.Index(frame["label"])).astype(np.int64),
-        frame["source"].to_numpy(str),
-        frame["image"].to_numpy(str),
-        classes,
-    )
+    """Read what `Predictions.write` wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or holds something else.
+    """
+    text = dict.fromkeys(("image", "source", "label"), str)
+    try:
+        frame = pd.read_csv(path, dtype=text, keep_default_na=False)
+        columns = [c for c in frame.columns if c.startswith("p_")]
+        classes = tuple(c.removeprefix("p_") for c in columns)
+        labels = pd.Index(classes).get_indexer(pd.Index(frame["label"])).astype(np.int64)
+        probabilities = frame[columns].to_numpy(np.float32)
+        sources, images = frame["source"].to_numpy(str), frame["image"].to_numpy(str)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} holds no predictions ({error})", "run the notebook that writes it"
+        ) from error
+    if (labels < 0).any():
+        raise DataError(f"{path}: a label is none of {', '.join(classes)}", "run the notebook that writes it")
+    return Predictions(probabilities, labels, sources, images, classes)
 
 
 def predict_images(
     model: keras.Model,
     batches: tf.data.Dataset,
-    sources: Sequence[str],
-    image_ids: Sequence[str],
+    sources: Sequence[str] | NDArray[np.str_],
+    image_ids: Sequence[str] | NDArray[np.str_],
     classes: Sequence[str],
 ) -> Predictions:
     """Run a model over ordered batches of (images, one-hot labels)."""
