@@ -40,7 +40,12 @@ def build_augmentation(strength: float, seed: int) -> keras.Sequential:
     """
     import keras
 
-    layers: list[Any] = [keras.layers.RandomFlip("horizontal_and_vertical", seed=seed)]
+    # two layers: Keras's own "horizontal_and_vertical" flips both ways or neither (3.15), which is
+    # half a turn, so that no picture would ever be mirrored
+    layers: list[Any] = [
+        keras.layers.RandomFlip("horizontal", seed=seed),
+        keras.layers.RandomFlip("vertical", seed=seed + 5),
+    ]
     if strength > 0:
         layers += [
             keras.layers.RandomRotation(ROTATION_TURNS, fill_mode="reflect", seed=seed + 1),
@@ -56,8 +61,8 @@ def build_augmentation(strength: float, seed: int) -> keras.Sequential:
 def build_colour_jitter(strength: float, seed: int) -> keras.layers.Layer:
     """Return a layer that changes brightness, channel gain, saturation and hue, image by image.
 
-    All four are linear in the pixel, so one 3x3 matrix an image does it: gain (camera and lamp),
-    then saturation and hue about the grey axis (stain), then brightness (exposure).
+    All four are linear in the pixel, so one 3x3 matrix an image does it: saturation and hue about
+    the grey axis (stain), then the gain of each channel (camera and lamp) and of all (exposure).
     """
     return _colour_jitter_class()(strength, seed=seed, name="colour_jitter")
 
