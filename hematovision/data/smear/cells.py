@@ -35,14 +35,14 @@ from hematovision.data.smear.stains import AZURE, BLUE, EOSIN, HAEMOGLOBIN, STAI
 # Radius in pixels where red cells measure about 100: medians of the annotated boxes of the public
 # 640x480 photographs (neutrophil 215, eosinophil 205, monocyte 245, lymphocyte 155 pixels across).
 RADII: dict[str, float] = {
-    "neutrophil": 101.0,
-    "eosinophil": 104.0,
-    "monocyte": 116.0,
-    "lymphocyte": 76.0,
-    "basophil": 92.0,
-    "erythroblast": 64.0,
-    "ig": 112.0,
-    "platelet": 24.0,
+    "neutrophil": 95.0,
+    "eosinophil": 97.0,
+    "monocyte": 109.0,
+    "lymphocyte": 70.0,
+    "basophil": 86.0,
+    "erythroblast": 58.0,
+    "ig": 106.0,
+    "platelet": 22.0,
 }
 
 
@@ -153,7 +153,7 @@ def _lobes(
     for centre, angle in zip(centres, angles, strict=True):
         size = radius * lobe * rng.uniform(0.82, 1.18)
         along = angle + np.pi / 2 + rng.normal(0, 0.35)
-        polygons.append(outline(rng, size, 0.07, rng.uniform(1.05, 1.6), along, modes=4) + centre)
+        polygons.append(outline(rng, size, 0.09, rng.uniform(1.05, 1.6), along, modes=5) + centre)
     mask = fill(shape, *polygons)
     for a, b in itertools.pairwise(centres):
         between = (a + b) / 2 + (middle - (a + b) / 2) * rng.uniform(-0.35, 0.15)
@@ -184,101 +184,108 @@ def _band(
 
 def _neutrophil(rng: np.random.Generator, radius: float) -> Drawing:
     shape, middle = _patch(radius)
-    cell = fill(shape, outline(rng, radius, 0.03, rng.uniform(1.0, 1.22)) + middle)
-    off = middle + rng.normal(0, 0.07, 2) * radius
-    if rng.uniform() < 0.15:
-        nucleus = _band(
-            rng, shape, off, radius, rng.uniform(0.19, 0.25), rng.uniform(0.4, 0.5), rng.uniform(3.4, 5.0)
-        )
+    cell = fill(shape, outline(rng, radius, 0.035, rng.uniform(1.0, 1.25)) + middle)
+    off = middle + rng.normal(0, 0.08, 2) * radius
+    if rng.uniform() < 0.2:
+        width, ring, span = rng.uniform(0.24, 0.33), rng.uniform(0.42, 0.52), rng.uniform(3.0, 5.0)
+        nucleus = _band(rng, shape, off, radius, width, ring, span)
     else:
-        count = int(rng.choice([2, 3, 4, 5], p=[0.12, 0.40, 0.33, 0.15]))
-        lobe = {2: 0.36, 3: 0.31, 4: 0.28, 5: 0.25}[count] * rng.uniform(0.92, 1.12)
-        span = {2: 2.6, 3: 3.6, 4: 4.4, 5: 5.0}[count] * rng.uniform(0.8, 1.1)
-        nucleus = _lobes(
-            rng, shape, off, radius, count, lobe, rng.uniform(0.42, 0.54), span, rng.uniform(0.15, 0.7)
-        )
+        count = int(rng.choice([2, 3, 4, 5], p=[0.10, 0.38, 0.35, 0.17]))
+        lobe = {2: 0.42, 3: 0.36, 4: 0.32, 5: 0.28}[count] * rng.uniform(0.88, 1.12)
+        span = {2: 2.5, 3: 3.7, 4: 4.5, 5: 5.1}[count] * rng.uniform(0.85, 1.08)
+        ring, bridge = rng.uniform(0.47, 0.59), rng.uniform(0.12, 0.7)
+        nucleus = _lobes(rng, shape, off, radius, count, lobe, ring, span, bridge)
     drawing = _blank(cell, nucleus & erode(cell, 3))
-    _cytoplasm(rng, drawing, EOSIN, 0.045, 0.25, (3.0, 7.0))
-    _cytoplasm(rng, drawing, AZURE, 0.055, 0.45, (2.5, 4.0, 14.0))
-    _chromatin(rng, drawing, 1.0, 0.10, (7.0, 13.0))
+    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.03, 0.065), 0.2, (3.0, 7.0))
+    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.04, 0.08), 0.3, (2.5, 4.0, 14.0))
+    _chromatin(rng, drawing, 1.0, 0.12, (7.0, 13.0))
     _vacuoles(rng, drawing, rng.poisson(0.4), (2.0, 5.0), 0.7)
     return drawing
 
 
 def _eosinophil(rng: np.random.Generator, radius: float) -> Drawing:
     shape, middle = _patch(radius)
-    cell = fill(shape, outline(rng, radius, 0.035, rng.uniform(1.0, 1.25)) + middle)
-    off = middle + rng.normal(0, 0.1, 2) * radius
-    count = int(rng.choice([2, 3], p=[0.8, 0.2]))
-    lobe = (0.40 if count == 2 else 0.32) * rng.uniform(0.9, 1.12)
-    span = (2.3 if count == 2 else 3.4) * rng.uniform(0.75, 1.25)
+    cell = fill(shape, outline(rng, radius, 0.04, rng.uniform(1.0, 1.3)) + middle)
+    off = middle + rng.normal(0, 0.13, 2) * radius
+    count = int(rng.choice([2, 3], p=[0.75, 0.25]))
+    lobe = (0.46 if count == 2 else 0.39) * rng.uniform(0.85, 1.12)
+    span = (2.3 if count == 2 else 3.4) * rng.uniform(0.75, 1.3)
     nucleus = _lobes(
-        rng, shape, off, radius, count, lobe, rng.uniform(0.42, 0.55), span, rng.uniform(0.2, 0.6)
+        rng, shape, off, radius, count, lobe, rng.uniform(0.47, 0.6), span, rng.uniform(0.2, 0.6)
     )
     drawing = _blank(cell, nucleus & erode(cell, 2))
-    _cytoplasm(rng, drawing, EOSIN, 0.10, 0.15, (6.0, 20.0))
-    _cytoplasm(rng, drawing, AZURE, 0.03, 0.3, (5.0, 20.0))
-    _chromatin(rng, drawing, 0.92, 0.10, (8.0, 16.0))
-    coarse = rng.uniform(0.35, 1.0)
-    size = max(radius * rng.uniform(0.026, 0.038), 1.6)
-    count = int(0.75 * np.pi * radius**2 / (np.pi * size**2))
-    inside = erode(cell, 1) & ~erode(nucleus, 6)
-    places = points_inside(rng, inside, count)
-    granules = discs(shape, places, rng.uniform(0.8, 1.25, len(places)) * size)
-    drawing.plasma[EOSIN] += 0.12 * coarse * np.minimum(granules, 2.2) + 0.10 * (1 - coarse) * soften(
-        cell & ~nucleus, 2
-    )
-    glints = discs(shape, places[::4] - size * 0.3, np.full(len(places[::4]), size * 0.5))
-    drawing.clear *= 1 - 0.45 * coarse * np.clip(glints, 0, 1)
+    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.06, 0.10), 0.12, (6.0, 20.0))
+    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.01, 0.045), 0.3, (5.0, 20.0))
+    _chromatin(rng, drawing, rng.uniform(0.82, 1.0), 0.10, (8.0, 16.0))
+    _eosinophil_granules(rng, drawing, radius)
     return drawing
+
+
+def _eosinophil_granules(rng: np.random.Generator, drawing: Drawing, radius: float) -> None:
+    """Pack the cytoplasm with coarse, round, refractile granules; now and then the cell has burst."""
+    shape, coarse = drawing.cell.shape, rng.uniform(0.2, 1.0)
+    size = max(radius * rng.uniform(0.026, 0.04), 1.6)
+    inside = erode(drawing.cell, 1) & ~erode(drawing.nucleus, 7)
+    places = points_inside(rng, inside, int(0.7 * (radius / size) ** 2))
+    if rng.uniform() < 0.08 and len(places):
+        middle = np.array([shape[1], shape[0]]) / 2
+        places = middle + (places - middle) * rng.uniform(0.9, 1.3, (len(places), 1))
+    granules = discs(shape, places, rng.uniform(0.8, 1.25, len(places)) * size)
+    body = soften(drawing.cell & ~drawing.nucleus, 2)
+    drawing.plasma[EOSIN] += 0.075 * coarse * np.minimum(granules, 2.2) + 0.09 * (1 - coarse) * body
+    glints = discs(shape, places[::4] - size * 0.3, np.full(len(places[::4]), size * 0.5))
+    drawing.clear *= 1 - 0.35 * coarse * np.clip(glints, 0, 1)
 
 
 def _lymphocyte(rng: np.random.Generator, radius: float) -> Drawing:
     shape, middle = _patch(radius)
     large = rng.uniform() < 0.25
     radius = radius * (1.12 if large else 1.0)
-    stretch, angle = rng.uniform(1.0, 1.25), rng.uniform(0, 2 * np.pi)
-    inner = radius * (rng.uniform(0.76, 0.86) if large else rng.uniform(0.88, 0.96))
-    body = outline(rng, radius, 0.03, stretch, angle) + middle
-    polygons = [body]
-    for _ in range(rng.poisson(1.2)):  # blebs and tags of cytoplasm
+    stretch, angle = rng.uniform(1.0, 1.3), rng.uniform(0, 2 * np.pi)
+    inner = radius * (rng.uniform(0.76, 0.86) if large else rng.uniform(0.87, 0.96))
+    polygons = [outline(rng, radius, 0.045, stretch, angle) + middle]
+    for _ in range(rng.poisson(1.4)):  # blebs and tags of cytoplasm
         turn = rng.uniform(0, 2 * np.pi)
-        tip = middle + radius * rng.uniform(0.85, 1.02) * np.array([np.cos(turn), np.sin(turn)])
-        polygons.append(outline(rng, radius * rng.uniform(0.1, 0.24), 0.15, rng.uniform(1, 2), turn) + tip)
+        tip = middle + radius * rng.uniform(0.8, 1.02) * np.array([np.cos(turn), np.sin(turn)])
+        polygons.append(outline(rng, radius * rng.uniform(0.1, 0.26), 0.15, rng.uniform(1, 2), turn) + tip)
     cell = fill(shape, *polygons)
-    shift = rng.normal(0, 0.4, 2) * (radius - inner)
+    shift = rng.normal(0, 0.45, 2) * (radius - inner)
     nucleus = fill(
-        shape, outline(rng, inner, 0.035, stretch * rng.uniform(0.95, 1.05), angle) + middle + shift
+        shape, outline(rng, inner, 0.04, stretch * rng.uniform(0.92, 1.08), angle) + middle + shift
     )
     drawing = _blank(cell, nucleus & erode(cell, 2))
-    _cytoplasm(rng, drawing, BLUE, rng.uniform(0.12, 0.2), 0.25, (4.0, 9.0))
-    _chromatin(
-        rng, drawing, rng.uniform(0.92, 1.15), 0.07, (8.0, 16.0, 30.0), blue=rng.uniform(0.05, 0.35), edge=1.6
-    )
+    _cytoplasm(rng, drawing, BLUE, rng.uniform(0.09, 0.18), 0.15, (5.0, 12.0), edge=2.2)
+    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.0, 0.06), 0.15, (5.0, 12.0), edge=2.2)
+    density, blue = rng.uniform(0.85, 1.1), rng.uniform(0.0, 0.28)
+    _chromatin(rng, drawing, density, 0.07, (8.0, 16.0, 30.0), blue=blue, edge=rng.uniform(1.5, 4.0))
     return drawing
 
 
 def _monocyte(rng: np.random.Generator, radius: float) -> Drawing:
     shape, middle = _patch(radius)
-    cell = fill(shape, outline(rng, radius, 0.075, rng.uniform(1.0, 1.3), modes=12, vertices=160) + middle)
-    off = middle + rng.normal(0, 0.1, 2) * radius
+    # folded, spread out between its neighbours: angular rather than scalloped
+    rough, modes = rng.uniform(0.04, 0.075), int(rng.integers(5, 10))
+    cell = fill(
+        shape, outline(rng, radius, rough, rng.uniform(1.0, 1.35), modes=modes, vertices=160) + middle
+    )
+    off = middle + rng.normal(0, 0.13, 2) * radius
     kind = rng.uniform()
     if kind < 0.4:
-        nucleus = _kidney(rng, shape, off, radius * rng.uniform(0.66, 0.76))
-    elif kind < 0.6:
-        nucleus = _band(
-            rng, shape, off, radius, rng.uniform(0.30, 0.36), rng.uniform(0.34, 0.44), rng.uniform(2.6, 4.0)
-        )
+        nucleus = _kidney(rng, shape, off, radius * rng.uniform(0.74, 0.90))
+    elif kind < 0.55:
+        width, ring = rng.uniform(0.36, 0.44), rng.uniform(0.34, 0.44)
+        nucleus = _band(rng, shape, off, radius, width, ring, rng.uniform(2.2, 3.8))
     else:
         nucleus = fill(
-            shape, outline(rng, radius * rng.uniform(0.66, 0.76), 0.11, rng.uniform(1.1, 1.5)) + off
+            shape, outline(rng, radius * rng.uniform(0.72, 0.9), 0.10, rng.uniform(1.05, 1.5)) + off
         )
     drawing = _blank(cell, nucleus & erode(cell, 3))
-    _cytoplasm(rng, drawing, BLUE, rng.uniform(0.07, 0.13), 0.35, (4.0, 9.0, 30.0))
-    _cytoplasm(rng, drawing, AZURE, 0.03, 0.5, (2.5, 5.0))
-    _chromatin(rng, drawing, rng.uniform(0.75, 0.9), 0.16, (5.0, 9.0, 18.0))
+    _cytoplasm(rng, drawing, BLUE, rng.uniform(0.035, 0.075), 0.25, (4.0, 9.0, 30.0), edge=2.0)
+    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.02, 0.06), 0.3, (3.0, 6.0, 12.0), edge=2.0)
+    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.0, 0.03), 0.3, (3.0, 6.0), edge=2.0)
+    _chromatin(rng, drawing, rng.uniform(0.68, 0.9), 0.10, (5.0, 9.0, 18.0))
     _folds(rng, drawing)
-    _vacuoles(rng, drawing, rng.poisson(14), (1.8, 6.0), 0.85)
+    _vacuoles(rng, drawing, rng.poisson(rng.choice([3.0, 10.0])), (1.5, 7.0), 0.65)
     return drawing
 
 

@@ -256,10 +256,17 @@ def _red_cells(
     """Strew red cells, alone and in clumps; where they overlap, their densities add up."""
     height, width = slide.shape
     count = int(
-        rng.poisson(20 * smear.crowding * height * width / (640 * 480) * (RED_RADIUS / smear.red_radius) ** 2)
+        rng.poisson(27 * smear.crowding * height * width / (640 * 480) * (RED_RADIUS / smear.red_radius) ** 2)
     )
     clumping = rng.uniform(0.1, 0.75)
     placed: list[tuple[float, float]] = []
+    for (cx, cy), r in zip(centres, radii, strict=True):  # red cells press against the white cell
+        for turn in rng.uniform(0, 2 * np.pi) + np.arange(7) * rng.uniform(0.75, 0.9):
+            if rng.uniform() < 0.42 * smear.crowding:
+                reach = r + smear.red_radius * rng.uniform(0.62, 1.1)
+                placed.append((cx + reach * np.cos(turn), cy + reach * np.sin(turn)))
+    for x, y in placed:
+        _red_cell(rng, slide, smear, lab, (round(x), round(y)))
     for _ in range(count):
         for _ in range(12):
             if placed and rng.uniform() < clumping:
@@ -269,7 +276,7 @@ def _red_cells(
             else:
                 x, y = rng.uniform(-30, width + 30), rng.uniform(-30, height + 30)
             away = all(
-                np.hypot(x - cx, y - cy) > r * 0.93 + 0.8 * smear.red_radius
+                np.hypot(x - cx, y - cy) > r * 0.93 + 0.72 * smear.red_radius
                 for (cx, cy), r in zip(centres, radii, strict=True)
             )
             # a monolayer: cells lie beside each other more often than on each other
@@ -288,7 +295,7 @@ def _red_cell(
     radius = smear.red_radius * float(np.clip(rng.normal(1.0, 0.07), 0.75, 1.25))
     size = 2 * int(np.ceil(radius * 1.5)) + 1
     elongation = 1 + abs(rng.normal(0, 0.14))
-    cell = fill((size, size), outline(rng, radius, 0.03, elongation, vertices=64) + size / 2)
+    cell = fill((size, size), outline(rng, radius, 0.03, elongation, modes=3) + size / 2)
     inside = depth(cell) / np.float32(radius)
     pallor = float(np.clip(rng.normal(smear.pallor, 0.15), 0.0, 0.95))
     width = rng.uniform(0.24, 0.36)

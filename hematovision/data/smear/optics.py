@@ -50,7 +50,7 @@ def focus(light: NDArray[np.float32], lab: Laboratory, defocus: float) -> NDArra
     size = (light.shape[1], light.shape[0])
     channels = []
     for channel, (sharpness, shift) in enumerate(
-        ((1.08, lab.chromatic[0]), (1.0, (0.0, 0.0)), (1.15, lab.chromatic[1]))
+        ((1.15, lab.chromatic[0]), (1.0, (0.0, 0.0)), (1.35, lab.chromatic[1]))
     ):
         plane = cv2.GaussianBlur(np.ascontiguousarray(light[..., channel]), (0, 0), sigma * sharpness)
         if any(shift):
