@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 
 @contextlib.contextmanager
@@ -25,8 +26,8 @@ def silence() -> Iterator[None]:
         os.close(void)
 
 
-def start(seed: int) -> None:
-    """Import TensorFlow and Keras quietly and make every later operation repeatable.
+def start(seed: int) -> ModuleType:
+    """Import TensorFlow and Keras quietly, make every later operation repeatable, return Keras.
 
     Seeds Python, NumPy and TensorFlow, and asks TensorFlow for deterministic kernels, so that two
     runs on the same machine give the same numbers.
@@ -42,3 +43,4 @@ def start(seed: int) -> None:
     keras.config.disable_interactive_logging()
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+    return keras

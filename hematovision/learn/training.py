@@ -79,6 +79,8 @@ def class_weights(
     return {i: float(drawn.sum() / (len(drawn) * n)) for i, n in enumerate(drawn)}
 
 
+_HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+
 Reader = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """Row numbers in, float32 array of shape (len(rows), ...) out: crops or frozen features from disk."""
 
@@ -123,8 +125,15 @@ def training_batches(
     dataset of (float32 (B, ...), float32 (B, C))
     steps_per_epoch : int
         Whole batches only, at least one.
+
+    Raises
+    ------
+    DataError
+        If there is no image.
     """
     drawn = len(draw_copies(sources, copies_per_photograph, 0))
+    if not drawn:
+        raise DataError("there is no image to train on", "check the split")
     batch_size = min(batch_size, drawn)
     steps = drawn // batch_size
 
@@ -167,7 +176,7 @@ def _batches(
         return inputs, targets
 
     # two batches read ahead and no more: memory is bounded whatever the number of images
-    return tf.data.Dataset.range(len(positions)).map(load, num_parallel_calls=1).prefetch(2)
+    return tf.data.Dataset.range(len(positions)).map(load).prefetch(2)
 
 
 class Resumable:
@@ -237,8 +246,9 @@ class Resumable:
         ``val_accuracy`` and ``learning_rate``. With no epoch trained the weights stay as they are.
         """
         if self.state["best"] is not None:
-            self.model.load_weights(self._best_file())
-        frame = pd.DataFrame(self.state["history"])
+            self._load_weights(self._best_file())
+        rows = self.state["history"]
+        frame = pd.DataFrame(rows, columns=None if rows else list(_HISTORY))
         frame.insert(0, "epoch", np.arange(1, len(frame) + 1))
         return frame
 
@@ -260,20 +270,34 @@ class Resumable:
         epoch = len(state["history"]) - 1
         optimizer = self.model.optimizer
         optimizer.build(self.model.trainable_variables)
+        self._load_weights(self._last_file(epoch))
+        self.state = state
+
+    def _load_weights(self, file: Path) -> None:
         try:
-            self.model.load_weights(self._last_file(epoch))
+            self.model.load_weights(file)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise HematoVisionError(
-                f"the checkpoint {self._last_file(epoch)} is damaged ({first})",
+                f"the checkpoint {file} is damaged ({first})",
                 f"remove the folder {self.folder} and run again",
             ) from error
-        self.state = state
 
     def save(self, epoch: int, logs: dict[str, Any], seconds: float) -> None:
-        """Write the checkpoint of a finished epoch; called by the callback."""
+        """Write the checkpoint of a finished epoch; called by the callback.
+
+        Raises
+        ------
+        HematoVisionError
+            If training has diverged: a loss is no longer a finite number.
+        """
         state = self.state
         row = {k: float(v) for k, v in logs.items()}
+        if not np.isfinite(list(row.values())).all():
+            raise HematoVisionError(
+                f"training diverged in epoch {epoch + 1}: the loss is no longer a number",
+                "set a smaller learning rate",
+            )
         state["history"].append(row)
         state["seconds"] += seconds
         stale: list[Path] = []

@@ -13,6 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hematovision.classes import COLOURS
@@ -112,6 +113,18 @@ def plot_field(
     return ax
 
 
+def draw_boxes(rgb: RGB, found: Sequence[Box] = (), truth: Sequence[Box] = ()) -> RGB:
+    """Return a copy of a field with found boxes (yellow) and annotated ones (dark blue) drawn in."""
+    import cv2
+
+    out = rgb.copy()
+    for boxes, colour, inset in ((truth, (11, 60, 93), 0), (found, (242, 183, 5), 4)):
+        for b in boxes:
+            corner = (b.x + b.width - 1 - inset, b.y + b.height - 1 - inset)
+            cv2.rectangle(out, (b.x + inset, b.y + inset), corner, colour, 3)
+    return out
+
+
 def plot_history(
     history: pd.DataFrame, axes: Sequence[Axes] | None = None, title: str = ""
 ) -> Sequence[Axes]:
@@ -121,10 +134,11 @@ def plot_history(
     for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
         ax.plot(history["epoch"], history[name], color=MUTED, marker="o", ms=3, label="training")
         ax.plot(history["epoch"], history[f"val_{name}"], color=ACCENT, marker="o", ms=3, label="validation")
-        best = history.loc[history["val_loss"].idxmin(), "epoch"]
-        ax.axvline(float(best), color=WARN, lw=1, ls=":", label="best epoch")
+        if len(history):
+            best = history["epoch"].to_numpy()[history["val_loss"].to_numpy().argmin()]
+            ax.axvline(float(best), color=WARN, lw=1, ls=":", label="best epoch")
         ax.set(xlabel="epoch", ylabel=name, title=title if name == "loss" else "")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].set_ylim(0, 1.02)
     axes[1].legend(loc="lower right", fontsize=9)
     return axes
@@ -201,6 +215,18 @@ def plot_shares(shares: Mapping[str, float], ax: Axes | None = None, xlabel: str
     ax.invert_yaxis()
     ax.set(xlabel=xlabel, xlim=(0, 112))
     ax.grid(False, axis="y")
+    return ax
+
+
+def plot_distribution(
+    values: pd.Series, threshold: float | None = None, ax: Axes | None = None, xlabel: str = ""
+) -> Axes:
+    """Draw how values are distributed, on a logarithmic count, with a threshold as a line."""
+    ax = _axes(ax, (6.4, 2.8))
+    sns.histplot(values, bins=50, color=ACCENT, edgecolor="white", ax=ax)
+    ax.set(xlabel=xlabel, ylabel="images", yscale="log")
+    if threshold is not None:
+        ax.axvline(threshold, color=WARN, lw=1.2, ls="--")
     return ax
 
 
