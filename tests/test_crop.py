@@ -145,6 +145,5 @@ def test_crops_of_augmented_copies_show_no_fill(real_data: Path) -> None:
     folder = real_data / "blood-cells" / "dataset2-master" / "dataset2-master" / "images" / "TRAIN"
     paths = sorted(folder.rglob("*.jpeg"))
     chosen = [paths[i] for i in np.random.default_rng(1).permutation(len(paths))[:100]]
-    black = [(crop_main_cell(read_image(path)).rgb.max(axis=2) < 30).mean() for path in chosen]
-    # what stays is a pixel or two of JPEG ringing, not an edge that could be recognised
-    assert max(black) < 0.005
+    black = [(crop_main_cell(read_image(path)).rgb.max(axis=2) < 50).mean() for path in chosen]
+    assert max(black) < 0.001  # 50 pixels of 224 x 224: dirt on the slide is as dark

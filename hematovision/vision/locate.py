@@ -61,6 +61,9 @@ _FILL_LEVEL = 24
 """Channel value below which pixels are black fill: stain is never so dark in all three channels, while
 99 in 100 pixels of JPEG-compressed fill stay below 14."""
 
+_RINGING_LEVEL = 64
+"""The same within 8 pixels of fill, a block of JPEG, where the sharp edge rings."""
+
 _SMOOTHING = 1.5
 """Standard deviation in pixels of the smoothing: below the width of any rim, above JPEG's noise."""
 
@@ -188,7 +191,12 @@ def fill_mask(rgb: RGB) -> NDArray[np.bool_]:
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         outside[edge] = 1
     outside[0] = 0
-    return np.asarray(cv2.dilate(outside[labels], np.ones((5, 5), np.uint8)) > 0)
+    fill = outside[labels]
+    if not fill.any():
+        return np.zeros(fill.shape, np.bool_)
+    near = np.asarray(cv2.dilate(fill, np.ones((17, 17), np.uint8)), np.uint8)
+    ringing = near & np.asarray(brightest < _RINGING_LEVEL, np.uint8)
+    return np.asarray(cv2.dilate(fill | ringing, np.ones((5, 5), np.uint8)) > 0)
 
 
 def background_colour(rgb: RGB) -> NDArray[np.uint8]:
