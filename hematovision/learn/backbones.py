@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hematovision.config import Profile
 from hematovision.errors import WeightsError
+from hematovision.learn import runtime
 
 if TYPE_CHECKING:
     import keras
@@ -213,7 +214,7 @@ def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
         _start_from_nothing(base, seed)
         return base
     try:
-        base.load_weights(weights)
+        runtime.load_weights(base, Path(weights).expanduser())
     except Exception as error:
         raise WeightsError(
             f"{weights} does not fit {row.title} ({_first_line(error)})",

@@ -167,10 +167,12 @@ def checkpoint_folder(recipe: Recipe, data: TrainingData, stage: str) -> Path:
     code = [
         sha256_file(f) for f in [*sorted((package / "learn").glob("*.py")), package / "vision/augment.py"]
     ]
+    # a weight file may be written anew under its old name
+    weights = Path(recipe.weights).expanduser()
+    initial = sha256_file(weights) if weights.is_file() else recipe.weights
     rows = [data.train.tolist(), data.validation.tolist()]
-    key = content_key(
-        dataclasses.asdict(recipe), data.cells.key, rows, data.sources[data.train].tolist(), code
-    )
+    seen = [data.sources[data.train].tolist(), data.labels[[*rows[0], *rows[1]]].argmax(axis=1).tolist()]
+    key = content_key(dataclasses.asdict(recipe), initial, data.cells.key, rows, seen, code)
     return cache_folder() / "checkpoints" / f"{recipe.backbone}-{stage}-{key}"
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
 
 
 @contextlib.contextmanager
@@ -44,3 +50,24 @@ def start(seed: int) -> ModuleType:
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     return keras
+
+
+def load_weights(model: keras.Model, file: Path | str) -> None:
+    """Load weights into a model, all of them or none.
+
+    Where a file holds only a part of what a model has, Keras 3 warns and leaves the rest as it was:
+    a training would go on with a fresh optimizer, or a network start half from nothing, unnoticed.
+
+    Raises
+    ------
+    ValueError
+        If something of the model is not in the file.
+    OSError, KeyError
+        If the file is missing or is no weight file.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Skipping", category=UserWarning)
+        try:
+            model.load_weights(file)
+        except UserWarning as warning:
+            raise ValueError(str(warning)) from warning

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hematovision.data.cells import CellStore
 from hematovision.errors import DataError, HematoVisionError
 from hematovision.files import atomic_path, read_json, write_json
+from hematovision.learn import runtime
 
 if TYPE_CHECKING:
     import keras
@@ -275,7 +276,7 @@ class Resumable:
 
     def _load_weights(self, file: Path) -> None:
         try:
-            self.model.load_weights(file)
+            runtime.load_weights(self.model, file)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise HematoVisionError(
