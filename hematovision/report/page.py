@@ -30,7 +30,7 @@ _METRICS = {
 
 
 def build_report(folder: Path, jobs: Sequence[Job], artifacts: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a report: its pages, ``metrics.json`` as the notebooks left it, and ``manifest.json``.
+    """Write a report: its pages, ``metrics.json`` and ``manifest.json``.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def build_report(folder: Path, jobs: Sequence[Job], artifacts: Path, manifest: M
         If a notebook left no ``metrics.json``, or it names a figure that does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = read_json(artifacts / "metrics.json")
+    metrics = _metrics(artifacts)
     pages = [{"file": "index.html", "title": "Overview"}]
     pages += [{"file": f"{job.name}.html", "title": _short(job)} for job in jobs]
     environment = _environment(pages, manifest)
@@ -74,9 +74,19 @@ def build_report(folder: Path, jobs: Sequence[Job], artifacts: Path, manifest: M
         target = folder / "figures" / source.name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(source.read_bytes())
-    (folder / "metrics.json").write_bytes((artifacts / "metrics.json").read_bytes())
+    write_json(folder / "metrics.json", metrics)
     write_json(folder / "manifest.json", manifest)
     write_text(folder / "index.html", index)
+
+
+def _metrics(artifacts: Path) -> dict[str, Any]:
+    """Return what the comparison measured, followed by what the generalisation added to it."""
+    metrics = read_json(artifacts / "metrics.json")
+    added = artifacts / "generalisation.json"
+    if added.is_file():
+        for key, entries in read_json(added).items():
+            metrics[key] = [*metrics.get(key, []), *entries]
+    return dict(metrics)
 
 
 def _short(job: Job) -> str:
