@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,10 @@ def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
     shape = (None, None, 3)
     if weights == "imagenet":
         try:
-            return application(include_top=False, weights="imagenet", input_shape=shape, name=row.name)
+            with warnings.catch_warnings():
+                # MobileNetV2 says that an open size gets the weights of 224 pixels, which is what we want
+                warnings.filterwarnings("ignore", message="`input_shape` is undefined")
+                return application(include_top=False, weights="imagenet", input_shape=shape, name=row.name)
         except Exception as error:  # Keras raises bare Exceptions for failed downloads and bad files
             raise WeightsError(
                 f"the ImageNet weights {imagenet_file(backbone)} could not be loaded ({_first_line(error)})",
