@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ from pathlib import Path
 from hematovision.config import artifacts
 from hematovision.files import atomic_path, write_json
 out = artifacts(profile)
+seen = Path(os.environ["HEMATOVISION_HOME"]) / "seen"
 """
 CELLS = {
     "01_eda": (
@@ -96,10 +98,17 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA6
 class Study:
     """A folder with profiles and notebooks, and everything a run writes."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, like: Study | None = None) -> None:
         self.root = root
         self.artifacts = root / "cache" / "runs" / "quick"
+        self.seen = root / "seen"
         self.report = root / "reports" / "quick"
+        if like is not None:
+            shutil.copytree(like.root, root)
+            return
+        # a copy, so that work on the library while a test runs changes no key between two runs
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "hematovision", root / "library" / "hematovision", ignore=ignored)
         for name in ("profiles", "notebooks"):
             (root / name).mkdir(parents=True)
         self.write_profile()
@@ -135,6 +144,7 @@ class Study:
         return clean | {
             "HEMATOVISION_HOME": str(self.root),
             "HEMATOVISION_CACHE": str(self.root / "cache"),
+            "PYTHONPATH": str(self.root / "library"),
             **extra,
         }
 
