@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -213,12 +214,20 @@ class TestRefusal:
             write_text(tmp_path / "out" / "a.txt", "new")
         assert (tmp_path / "out").read_text() == "a file"
 
-    @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="nothing is unwritable for root")
-    def test_unwritable_folder(self, tmp_path: Path) -> None:
-        folder = tmp_path / "out"
-        folder.mkdir(mode=0o555)
-        with pytest.raises(HematoVisionError, match=r"a\.txt: permission denied; choose a folder"):
-            write_text(folder / "a.txt", "new")
+    @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+    def test_unwritable_folder(self) -> None:
+        # not under tmp_path, which nobody but its owner may even enter
+        folder = Path(tempfile.mkdtemp())
+        folder.chmod(0o555)
+        user = os.geteuid()
+        try:
+            if user == 0:  # root may write anywhere
+                os.seteuid(65534)
+            with pytest.raises(HematoVisionError, match=r"a\.txt: permission denied; choose a folder"):
+                write_text(folder / "a.txt", "new")
+        finally:
+            os.seteuid(user)
+            folder.rmdir()
 
     def test_a_missing_input_is_not_blamed_on_the_output(self, tmp_path: Path) -> None:
         missing = pytest.raises(HematoVisionError, match=r"cannot use .*missing\.png: there is no such file")

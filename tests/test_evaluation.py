@@ -213,22 +213,22 @@ class TestIntervals:
     def test_cover_the_truth_as_often_as_they_say(self) -> None:
         """Simulated: 4 x 25 photographs, 8 copies each, a photograph's own rate of right answers.
 
-        The rates follow a U-shaped beta distribution with mean 0.7. In 200 simulated sets a 95 %
+        The rates follow a U-shaped beta distribution with mean 0.7. In 120 simulated sets a 95 %
         interval should hold 0.7 in 95 %; percentile intervals of 100 clusters lose a point or two
-        (Davison and Hinkley 1997, section 5.3), and 200 trials have a standard error of 1.7 points.
+        (Davison and Hinkley 1997, section 5.3), and 120 trials have a standard error of 2 points.
         """
         rng = np.random.default_rng(11)
         labels = np.repeat(np.arange(4), 25 * 8)
         sources = np.repeat([f"photo-{i:03d}" for i in range(100)], 8)
         covered = {"photograph": 0, "image": 0}
-        for trial in range(200):
+        for trial in range(120):
             rates = np.repeat(rng.beta(0.7, 0.3, 100), 8)
             said = np.where(rng.random(800) < rates, labels, (labels + 1) % 4)
             for unit, clusters in (("photograph", sources), ("image", None)):
                 found = evaluate(predictions(labels, said, clusters), samples=300, seed=trial)
                 covered[unit] += found.summary["accuracy"].low <= 0.7 <= found.summary["accuracy"].high
-        assert 0.90 <= covered["photograph"] / 200 <= 0.99
-        assert covered["image"] / 200 < 0.75  # what ignoring the photograph would do
+        assert 0.89 <= covered["photograph"] / 120 <= 0.99
+        assert covered["image"] / 120 < 0.8  # what ignoring the photograph would do
 
     def test_are_told_in_percent(self) -> None:
         assert str(Interval(0.876, 0.8, 0.95)) == "87.6 (80.0 to 95.0)"
