@@ -35,11 +35,12 @@ VERSION = 1
 """Part of the cache's key: a change of the matching asks for a new number."""
 
 SURE_SCORE = 0.9
-"""Least score of a sure match. Of 12,515 copies of 348 photographs the true pairs score above this and
-a photograph of the overlapping field next to it does not, or loses by the margin."""
+"""Least score of a sure match. The best photographs of the 12,515 copies of the public set score at
+least 0.966, photographs that share no part of the field hardly ever above 0.4."""
 
 SURE_MARGIN = 0.01
-"""Least lead over the second photograph: ten times the scatter of the score of true pairs."""
+"""Least lead over the second photograph. Fields that were photographed twice score up to 0.984 on
+copies of each other, at least 0.0138 behind the true one; drawn copies show the same."""
 
 SURE_INLIERS = 8
 """Keypoints that must agree on the map: three fix it by themselves and prove nothing."""

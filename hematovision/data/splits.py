@@ -354,7 +354,7 @@ def prove_disjoint(split: Split, manifest: Manifest, pairs: pd.DataFrame | None 
     Returns
     -------
     DataFrame
-        One row for each pair of sides: ``side_a, side_b, images_a, images_b, shared_images,
+        One row for each pair of sides: ``split, side_a, side_b, images_a, images_b, shared_images,
         shared_photographs, shared_hashes, shared_near_duplicates, unsure`` (images of either side
         whose photograph is not certain and is therefore not part of the proof by photograph;
         hashes and near-duplicates are proven for them too).
@@ -381,6 +381,7 @@ def prove_disjoint(split: Split, manifest: Manifest, pairs: pd.DataFrame | None 
         unsure = int((a["status"] == "unsure").sum() + (b["status"] == "unsure").sum())
         table.append(
             {
+                "split": split.name,
                 "side_a": name_a,
                 "side_b": name_b,
                 "images_a": len(a),
