@@ -356,8 +356,7 @@ def prove_disjoint(split: Split, manifest: Manifest, pairs: pd.DataFrame | None 
     DataFrame
         One row for each pair of sides: ``split, side_a, side_b, images_a, images_b, shared_images,
         shared_photographs, shared_hashes, shared_near_duplicates, unsure`` (images of either side
-        whose photograph is not certain and is therefore not part of the proof by photograph;
-        hashes and near-duplicates are proven for them too).
+        whose photograph is the likeliest one and not certain).
 
     Raises
     ------
