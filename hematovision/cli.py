@@ -34,6 +34,21 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _counter() -> Callable[[int, int], None]:
+    """Return a function that tells (done, total) files on the error stream, now and then."""
+    import time
+
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 2.0:
+            last = time.monotonic()
+            _say(f"  {done:,} of {total:,} files")
+
+    return tell
+
+
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help=_DATA_HELP)
 
@@ -44,15 +59,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=("blood-cells", "pbc"), help="the set to download")
     _add_data(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="replace what is there, once the new is complete"
+    )
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from hematovision.config import data_folder
     from hematovision.data.fetch import fetch
 
-    folder = data_folder(options.data)
-    _say(f"fetching {options.name} into {folder}")
-    print(fetch(options.name, folder))
+    print(fetch(options.name, options.data, force=options.force, say=_say, progress=_counter()))
     return 0
 
 
@@ -66,14 +81,13 @@ def _manifest_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _manifest(options: argparse.Namespace) -> int:
-    from hematovision.config import data_folder
-    from hematovision.data.catalog import load_set
-    from hematovision.data.manifest import write_manifest
+    from hematovision.data.catalog import write_set_manifest
 
     _say(f"reading every image of {options.name}")
-    manifest = load_set(options.name, data_folder(options.data))
-    write_manifest(manifest, options.out)
-    print(f"{options.out}: {len(manifest)} images")
+    done = write_set_manifest(options.name, options.out, options.data, _counter())
+    for note in done.notes:
+        _say(note)
+    print(f"{options.out}: {len(done.manifest):,} images")
     return 0
 
 

@@ -202,9 +202,7 @@ def counted(original):
 for name in ("rename", "replace", "mkdir", "unlink"):
     setattr(os, name, counted(getattr(os, name)))
 from hematovision.cli import main
-code = main(["report", *sys.argv[2:]])
-print("changes:", count)
-sys.exit(code)
+sys.exit(main(["report", *sys.argv[2:]]))
 """
 """The run kills itself before the n-th time that it renames, makes or removes a file or folder."""
 
@@ -230,18 +228,17 @@ def test_killed_at_any_change_of_a_file_it_goes_on(study: Study, finished: Study
 @pytest.mark.slow
 def test_killed_at_any_moment_of_publishing_nothing_good_is_lost(done_study: Study, finished: Study) -> None:
     publication = done_study.artifacts / "run" / "steps" / "publish.json"
-    publication.unlink()
-    whole = done_study.run("0", program=KILL_AT)
-    changes = int(whole.stdout.split("changes:")[1])
-    for limit in range(changes - 3, 0, -3):
+    for limit in range(1, 400, 3):
         publication.unlink(missing_ok=True)
         done = done_study.run(str(limit), program=KILL_AT)
+        if done.returncode == 0:
+            break
         assert done.returncode == -signal.SIGKILL, done.stderr
         # the report is there, except between the two renames of its replacement
         holders = list((done_study.root / "reports").glob(".quick.*"))
         assert done_study.report.is_dir() or any((holder / "old").is_dir() for holder in holders)
-    after = done_study.run()
-    assert after.returncode == 0, after.stderr
+    assert done.returncode == 0
+    assert limit > 20  # renames and folders of models and report alone are more
     assert done_study.results() == finished.results()
     assert (done_study.report / "index.html").is_file()
     assert not list((done_study.root / "reports").glob(".quick.*"))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hematovision.config import Profile, cache_folder, data_folder
 from hematovision.errors import DataError, HematoVisionError
-from hematovision.files import content_key, explain_os_error, read_json, sha256_file, write_json
+from hematovision.files import content_key, read_json, sha256_file, write_json
 
-SETS = ("blood-cells", "pbc")
 NUMERIC_PACKAGES = ("numpy", "scipy", "pandas", "opencv-python-headless", "pillow", "scikit-learn", "keras")
 TENSORFLOW_BUILDS = ("tensorflow-cpu", "tensorflow")
 _REPORT_FILES_OF_NOTEBOOKS = ("__init__.py", "plots.py")
@@ -64,49 +61,51 @@ def data_key(profile: Profile, data: str | Path | None = None) -> str:
     """Return a key of the images that a profile reads, 16 hexadecimal digits.
 
     Drawn images follow from the profile and the library. Files are hashed once and known again by
-    path, size and time of change, so that a second run takes a fraction of a second.
+    path, size and time of change, so that a second run takes a fraction of a second; the key is of
+    their content alone and stays when they are moved.
 
     Raises
     ------
     DataError
-        If the folder of the profile's set is not there, or holds nothing.
+        If the folder of a set that the profile reads is not there, or holds nothing.
     """
-    if profile.dataset == "synthetic":
-        return content_key("synthetic")
-    folder = data_folder(data)
-    wanted = folder if profile.dataset == "folder" else folder / profile.dataset
-    if not wanted.is_dir():
-        raise DataError(
-            f"there is no folder {wanted}",
-            "name the folder that holds it with --data or HEMATOVISION_DATA"
-            + ("" if profile.dataset == "folder" else f", or run 'hematovision fetch {profile.dataset}'"),
-        )
-    parts = [wanted] if profile.dataset == "folder" else [folder / s for s in SETS if (folder / s).is_dir()]
-    key = content_key([(part.name, _folder_key(part)) for part in parts])
-    return key
+    return content_key([(name, _folder_key(root)) for name, root in _roots(profile, data)])
 
 
 def count_files(profile: Profile, data: str | Path | None = None) -> int:
     """Return about how many images a profile reads."""
     if profile.dataset == "synthetic":
         return profile.synthetic_photographs * (1 + profile.synthetic_copies)
-    folder = data_folder(data)
-    return sum(1 for _ in _scan(folder if profile.dataset == "folder" else folder / profile.dataset))
+    from hematovision.data.scan import walk_files
+
+    return sum(1 for _, root in _roots(profile, data) for _ in walk_files(root))
+
+
+def _roots(profile: Profile, data: str | Path | None) -> list[tuple[str, Path]]:
+    names = [n for n in (profile.dataset, *profile.extra_training) if n != "synthetic"]
+    if not names:
+        return []
+    # the catalogue brings the readers and what they decode with; a run on drawn cells needs none
+    from hematovision.data.catalog import find_root, find_row
+
+    return [(name, find_root(find_row(name), data_folder(data))) for name in names]
 
 
 def _folder_key(folder: Path) -> str:
-    files = sorted(_scan(folder))
-    if not files:
-        raise DataError(f"the folder {folder} is empty", "fill it, or name another with --data")
-    fingerprint = content_key(files)
+    from hematovision.data.scan import fingerprint, walk_files
+
     memory_path = cache_folder() / "data_keys.json"
     memory: dict[str, Any] = {}
     with contextlib.suppress(HematoVisionError):
         memory = read_json(memory_path)
-    if memory.get(fingerprint) is None:
-        memory[fingerprint] = content_key([(path, _sha256(folder / path)) for path, _, _ in files])
+    mark = fingerprint(folder)
+    if mark not in memory:
+        files = sorted(path for path, _ in walk_files(folder))
+        if not files:
+            raise DataError(f"the folder {folder} is empty", "fill it, or name another with --data")
+        memory[mark] = content_key([(path, _sha256(folder / path)) for path in files])
         write_json(memory_path, memory)
-    return str(memory[fingerprint])
+    return str(memory[mark])
 
 
 def _sha256(path: Path) -> str:
@@ -115,20 +114,3 @@ def _sha256(path: Path) -> str:
         return sha256_file(path)
     except HematoVisionError:
         return hashlib.sha256(b"unreadable").hexdigest()
-
-
-def _scan(folder: Path) -> Iterable[tuple[str, int, int]]:
-    """Yield path, size and time of change of every file below a folder."""
-    stack = [folder]
-    while stack:
-        current = stack.pop()
-        try:
-            entries = list(os.scandir(current))
-        except OSError as error:
-            raise explain_os_error(error, current) from error
-        for entry in entries:
-            if entry.is_dir():
-                stack.append(Path(entry.path))
-            elif entry.is_file():
-                status = entry.stat()
-                yield Path(entry.path).relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
