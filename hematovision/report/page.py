@@ -195,7 +195,7 @@ def _index_context(
         "warnings": report_warnings(metrics, manifest["profile"]),
         "final": {"title": _title(final["backbone"]), "rule": final.get("rule", "")} if final else None,
         "metric_names": [{"title": _METRICS.get(n, n.replace("_", " ").capitalize())} for n in names],
-        "models": [_model_row(m, names) for m in models],
+        "models": sorted((_model_row(m, names) for m in models), key=lambda row: row["leaky"]),
         "published": [
             {"title": _title(p["backbone"]), "accuracy": f"{_percent(p['accuracy']):.1f}"}
             for p in metrics.get("published", [])
@@ -246,19 +246,15 @@ def report_warnings(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> l
 
 
 def _model_row(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    leaky = model.get("split") == "random"
-    size = f"{model['n_images']:,} images" if "n_images" in model else ""
-    if model.get("n_photographs"):
-        size += f" of {model['n_photographs']:,} photographs"
+    counts = [(model.get("n_images"), "images"), (model.get("n_photographs"), "photographs")]
+    known = {"none": "none, short training", "imagenet": "ImageNet"}
     return {
         "title": _title(model["backbone"]),
-        "weights": {"none": "none (short training)", "imagenet": "ImageNet"}.get(
-            model["weights"], model["weights"]
-        ),
-        "split": f"{model['split']} (shows the leak)" if leaky else model["split"],
-        "leaky": leaky,
+        "weights": known.get(model["weights"], Path(model["weights"]).name),
+        "split": model["split"],
+        "leaky": model["split"] == "random",
         "test_set": model["test_set"],
-        "size": size,
+        "sizes": [f"{count:,} {unit}" for count, unit in counts if count],
         "metrics": [_value(model["metrics"].get(name)) for name in names],
     }
 
@@ -359,8 +355,9 @@ def _readme_results(metrics: Mapping[str, Any] | None) -> str:
     for model in metrics["models"]:
         row = _model_row(model, ("accuracy", "balanced_accuracy"))
         cells = [f"{v['value']} % ({v['interval']})" if v["interval"] else v["value"] for v in row["metrics"]]
-        where = f"{row['test_set']}, {row['size']}" if row["size"] else row["test_set"]
-        lines.append(f"| {' | '.join([row['title'], row['weights'], row['split'], where, *cells])} |")
+        where = ", ".join([row["test_set"], *row["sizes"]])
+        split = f"{row['split']} (shows the leak)" if row["leaky"] else row["split"]
+        lines.append(f"| {' | '.join([row['title'], row['weights'], split, where, *cells])} |")
     return "\n".join(lines)
 
 
