@@ -1,0 +1,1 @@
+"""The model that is handed out: a folder that holds it, and what runs it without TensorFlow."""
