@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hematovision.errors import ConfigError, HematoVisionError
 from hematovision.files import explain_os_error
 
 _DATA_HELP = "folder that holds blood-cells/ and pbc/ (default: HEMATOVISION_DATA, else data/raw)"
+_PROGRESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,62 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+# -- predict -------------------------------------------------------------------------------------
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        help="folder of a trained model (default: models/released, else the newest in models/)",
+    )
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="image, or folder of images")
+    _add_model(parser)
+    parser.add_argument(
+        "--cells",
+        choices=("find", "whole"),
+        default="find",
+        help="find white cells in a field, or take each picture for one cell (default: find)",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="table to write, .csv or .jsonl (default: CSV on the screen)"
+    )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from hematovision.release.predict import CellPrediction, Classifier, predict_files, write_table
+
+    classifier = Classifier.load(options.model)
+    _say(f"model: {classifier.bundle.title}; for research and teaching, not for clinical use")
+    tally: Counter[str] = Counter()
+    last = time.monotonic()
+
+    def counted() -> Iterator[CellPrediction]:
+        nonlocal last
+        for prediction in predict_files(classifier, options.paths, options.cells):
+            tally["unreadable" if prediction.unreadable else prediction.decision] += 1
+            if time.monotonic() - last > _PROGRESS_SECONDS:
+                last = time.monotonic()
+                _say(f"{tally.total()} cells so far, now {prediction.image}")
+            yield prediction
+
+    write_table(counted(), classifier.classes, options.out)
+    told = {"accept": "accepted", "review": "to review", "reject": "rejected", "unreadable": "unreadable"}
+    _say(", ".join(f"{tally[key]} {word}" for key, word in told.items()))
+    return 1 if tally["unreadable"] else 0
+
+
 # -- demo ----------------------------------------------------------------------------------------
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--share", action="store_true", help="open a public link to it (through gradio)")
     parser.add_argument("--port", type=_positive, default=7860, help="port of the web page (default: 7860)")
+    _add_model(parser)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -155,8 +208,7 @@ def _demo(options: argparse.Namespace) -> int:
     path = project_root() / "app_gradio.py"
     if not path.is_file():
         raise HematoVisionError(f"there is no {path}", "run from a checkout of the project")
-    _say(f"starting the demo on port {options.port}; for research and teaching, not for clinical use")
-    runpy.run_path(str(path))["launch"](share=options.share, port=options.port)
+    runpy.run_path(str(path))["launch"](share=options.share, port=options.port, model=options.model)
     return 0
 
 
@@ -164,6 +216,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("fetch", "download a public image set", _fetch_arguments, _fetch),
     Command("manifest", "write the table of a set's images", _manifest_arguments, _manifest),
     Command("report", "run the study: notebooks, models, report", _report_arguments, _report),
+    Command("predict", "name the white cells of images", _predict_arguments, _predict),
     Command("demo", "start the web demo of the final model", _demo_arguments, _demo),
 )
 
