@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from study import CELLS, Study
+from study import CELLS, ROOT, Study
 
 from hematovision.config import build_profile, load_profile
 from hematovision.errors import ConfigError
@@ -184,6 +186,33 @@ def test_backbones_run_side_by_side_with_the_same_result(done_study: Study, fini
     first, second = (float(p.read_text()) for p in done_study.root.glob("*.start"))
     assert abs(first - second) < 5
     assert done_study.results() == finished.results()
+
+
+@pytest.mark.slow
+def test_plain_doit_runs_the_same_graph(done_study: Study) -> None:
+    shutil.copy(ROOT / "dodo.py", done_study.root)
+
+    def doit(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "doit", *arguments],
+            cwd=done_study.root,
+            env=done_study.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    listed = doit("list").stdout
+    assert all(name in listed for name in ("prepare", "03_transfer_learning-vgg16", "publish"))
+    done_study.add_cells("06_generalisation", "print('more')")
+    done = doit("-n", "2")
+    assert done.returncode == 0, done.stderr
+    assert "[2/7] 02_preprocessing                  up to date" in done.stdout
+    assert "[7/7] publish                           done" in done.stdout
+    done_study.add_cells("06_generalisation", "1 / 0")
+    failed = doit()
+    assert failed.returncode
+    assert "06_generalisation stopped at code cell" in failed.stdout + failed.stderr
 
 
 # -- kills ---------------------------------------------------------------------------------------

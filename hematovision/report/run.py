@@ -163,7 +163,7 @@ class Run:
             self._announce(due)
         except Exception as error:
             self.failure = error
-            return TaskFailed(str(error), report=False)
+            return TaskFailed(getattr(error, "block", str(error)))
         return None
 
     def _check_writable(self) -> None:
@@ -285,7 +285,7 @@ class Run:
             with self._guard:
                 self.failure = self.failure or error
             self._progress.end(name, "failed")
-            return TaskFailed(str(error), report=False)
+            return TaskFailed(getattr(error, "block", str(error)))
         self._progress.end(name)
         return None
 
