@@ -36,7 +36,7 @@ from hematovision.vision.locate import fill_mask, locate_main_cell
 if TYPE_CHECKING:
     from hematovision.data.catalog import ImageSet
 
-VERSION = 1
+VERSION = 2
 """Part of the caches' keys: a change of what is compared asks for a new number."""
 
 SAME_CORRELATION = 0.75
@@ -262,7 +262,7 @@ _Found = tuple[int, int, float, float, bool]  # two rows, similarity, overlap, s
 
 def _read_pairs(file: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(file, keep_default_na=False, dtype=_PAIR_TYPES)
+        return pd.read_csv(file, keep_default_na=False, dtype=_PAIR_TYPES)[list(PAIR_COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{file} is damaged ({error})", "remove it and run again") from error
 
