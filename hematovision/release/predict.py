@@ -89,6 +89,12 @@ class CellPrediction:
     probabilities: dict[str, float] = field(default_factory=dict)
     unreadable: bool = False
 
+    @classmethod
+    def rejected(cls, image: str, reason: str, *, unreadable: bool = False) -> CellPrediction:
+        """Return what is said of a picture in which there is no cell to name."""
+        reason = _printable(reason)
+        return cls(image, 0, None, None, None, None, "", None, "reject", reason, unreadable=unreadable)
+
     def to_row(self, classes: Iterable[str]) -> dict[str, Any]:
         """Return the row of the table of predictions, without a cell's values as None."""
         names = ("image", "cell", "x", "y", "width", "height", "label", "confidence", "decision", "reason")
@@ -159,7 +165,7 @@ class Classifier:
         called = name or ("" if isinstance(image, (bytes, np.ndarray)) else _printable(str(image)))
         boxes = [Box(0, 0, rgb.shape[1], rgb.shape[0])] if cells == "whole" else locate_cells(rgb)
         if not boxes:
-            return [_without_cell(called, "no white cell found")]
+            return [CellPrediction.rejected(called, "no white cell found")]
         margin = self.bundle.crop_margin if cells == "find" else 0.0
         return [self._judge(rgb, box, margin, called, number) for number, box in enumerate(boxes, 1)]
 
@@ -280,7 +286,7 @@ def predict_files(
             for file in _files(Path(path)):
                 yield from _predict_file(classifier, file, cells)
         except HematoVisionError as error:  # a folder without images, or that may not be read
-            yield _without_cell(_printable(str(path)), str(error), unreadable=True)
+            yield CellPrediction.rejected(_printable(str(path)), str(error), unreadable=True)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -298,7 +304,7 @@ def _predict_file(classifier: Classifier, file: Path, cells: Cells) -> Iterator[
     try:
         found = classifier.predict(file, cells, name=name)
     except ImageError as error:
-        found = [_without_cell(name, str(error), unreadable=True)]
+        found = [CellPrediction.rejected(name, str(error), unreadable=True)]
     yield from found
 
 
@@ -359,11 +365,6 @@ def _csv_lines(predictions: Iterable[CellPrediction], classes: tuple[str, ...]) 
 def _printable(text: str) -> str:
     # a name on disk may be no text at all, and must not end a table half way
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _without_cell(image: str, reason: str, unreadable: bool = False) -> CellPrediction:
-    reason = _printable(reason)
-    return CellPrediction(image, 0, None, None, None, None, "", None, "reject", reason, unreadable=unreadable)
 
 
 def _check_pixels(rgb: RGB, called: str) -> None:
