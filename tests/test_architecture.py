@@ -61,6 +61,18 @@ def test_what_must_start_fast_loads_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["predict", "--help"]])
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    code = (
+        f"import sys; from hematovision.cli import main\n"
+        f"try: main({words!r})\n"
+        f"finally: print(*[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: hematovision")
+    assert done.stderr.strip() == ""
+
+
 def test_no_file_names_a_machine() -> None:
     """Paths of a machine, in the library or in what is committed beside it, would not be here elsewhere."""
     listed = subprocess.run(

@@ -63,6 +63,22 @@ def test_every_pin_has_hashes_and_no_host() -> None:
     assert "--index-url" not in LOCK
 
 
+def test_no_tracked_file_names_a_registry() -> None:
+    """A host of one network's mirror would fail everywhere else; pip, uv and conda know the public ones."""
+    host = re.compile(
+        r"(?:--?(?:extra-)?index(?:-url)?|index-url *=|registry *=) *=? *[\"']?https?://|/simple/?\b"
+    )
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    read = [ROOT / name for name in listed if name and not name.startswith("tests/")]
+    assert ROOT / "requirements.lock" in read
+    for path in read:
+        if path.is_file() and b"\0" not in (content := path.read_bytes()):
+            found = host.search(content.decode("utf-8", errors="replace"))
+            assert found is None, f"{path.relative_to(ROOT)}: {found[0] if found else ''}"
+
+
 def test_the_conda_environment_is_the_lock() -> None:
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert text == lock.environment_text(LOCK), "run `make lock`"

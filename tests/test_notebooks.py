@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -73,6 +74,7 @@ def test_it_opens_with_a_question_and_closes_with_what_was_learned(notebook: nbf
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert notebook.cells[0].cell_type == "markdown"
     assert text[0].startswith("# ")
+    assert "**Question.**" in text[0]
     assert "?" in text[0]
     assert text[-1].startswith("## What we learned")
 
@@ -144,6 +146,9 @@ def test_a_quick_run_ends_in_a_report(home: Path) -> None:
         assert "Traceback" not in html, page.name
         assert "output_stderr" not in html, page.name
         assert str(home) not in html, page.name
+        loaded = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=[\"']([^\"']*)", html)
+        loaded += re.findall(r"url\(([^)]*)\)", html)
+        assert not [where for where in loaded if where.strip("\"' ").startswith(("http", "//"))], page.name
     assert (home / "models" / "quick").is_dir()
 
 

@@ -186,6 +186,23 @@ def test_a_figure_that_is_not_there_is_named(artifacts: Path, tmp_path: Path) ->
         page.build_report(tmp_path / "report", plan_jobs(PROFILE_VALUES), changed, _manifest())
 
 
+def test_what_notebooks_and_profiles_say_is_escaped(artifacts: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "artifacts"
+    shutil.copytree(artifacts, changed)
+    hostile = "<script>alert(1)</script>"
+    figure = {"file": "dot.png", "caption": hostile, "alt": f'"{hostile}'}
+    write_json(
+        changed / "metrics.json",
+        METRICS | {"figures": [figure], "final": METRICS["final"] | {"rule": hostile}},
+    )
+    manifest = _manifest() | {"overrides": {"title": hostile}}
+    manifest["profile"] = PROFILE_VALUES.to_dict() | {"title": hostile}
+    page.build_report(tmp_path / "report", plan_jobs(PROFILE_VALUES), changed, manifest)
+    index = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert hostile not in index
+    assert index.count("&lt;script&gt;alert(1)") >= 4
+
+
 def test_missing_metrics_are_named(artifacts: Path, tmp_path: Path) -> None:
     changed = tmp_path / "artifacts"
     shutil.copytree(artifacts, changed)

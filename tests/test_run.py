@@ -421,6 +421,21 @@ def test_missing_weights_stop_the_run_before_any_work(study: Study, tmp_path: Pa
     assert "started" not in done.stdout
 
 
+@pytest.mark.slow
+def test_imagenet_weights_without_a_network_stop_the_run_before_any_work(
+    study: Study, tmp_path: Path
+) -> None:
+    closed = {f"{p}_proxy": "http://127.0.0.1:9" for p in ("http", "https", "HTTP", "HTTPS")}
+    done = study.run("--set", "weights=imagenet", KERAS_HOME=str(tmp_path / "keras"), **closed)
+    assert done.returncode == 2
+    tried, error = done.stderr.splitlines()
+    assert tried.startswith("downloading ")
+    assert error.startswith("hematovision: the ImageNet weights ")
+    assert "--set weights=none" in error
+    assert "started" not in done.stdout
+    assert not (study.artifacts / "eda.json").exists()
+
+
 def test_an_output_folder_that_cannot_be_written_is_named(study: Study) -> None:
     # a file in the place of the folder refuses root as well
     (study.root / "reports").write_text("not a folder")
