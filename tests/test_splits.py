@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from public_set import load_recovered
 
 from hematovision.classes import FOUR
+from hematovision.config import cache_folder
 from hematovision.data import splits
-from hematovision.data.audit import linked_groups
+from hematovision.data.audit import linked_groups, near_duplicates
 from hematovision.data.manifest import Manifest, check_manifest
 from hematovision.data.splits import Split
 from hematovision.errors import DataError
@@ -281,3 +284,42 @@ def test_impossible_splits_are_refused_in_one_line() -> None:
     single = manifest[(manifest["split"] != "train") | manifest["source"].str.endswith("-0")]
     with pytest.raises(DataError, match="only one photograph"):
         splits.official_split(single, groups)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda m, g: splits.official_split(m.assign(split=""), g), "use the grouped split"),
+        (lambda m, g: splits.grouped_folds(m, g, 16), "ask for fewer"),
+        (lambda m, _: splits.random_split(m.assign(status="unreadable")), "check the data folder"),
+        (lambda m, _: splits.prove_disjoint(two_sided(test=(SIDE_A,)), m), "split by linked groups"),
+    ],
+)
+def test_every_refusal_is_one_line_with_a_remedy(
+    ask: Callable[[Manifest, pd.Series], object], said: str
+) -> None:
+    manifest = build_manifest()
+    with pytest.raises(DataError) as caught:
+        ask(manifest, linked_groups(manifest))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.data
+def test_the_splits_of_the_public_set_share_nothing(real_data: Path) -> None:
+    image_set, whole = load_recovered(real_data)
+    manifest = image_set.manifest
+    pairs = near_duplicates(manifest, real_data, cache_folder())
+    assert len(pairs) > 0
+    groups = linked_groups(manifest, pairs)
+    official = splits.official_split(manifest, groups, 0.2, 0)
+    for split in (official, splits.grouped_split(manifest, groups, 0)):
+        proof = splits.prove_disjoint(split, manifest, pairs)
+        assert (proof.filter(like="shared_") == 0).all(axis=None)
+    sides = manifest.set_index("path")["split"]
+    assert set(official.test) == set(sides.index[sides == "test"])
+    assert len(official.extra["test_simple"]) == 71
+    if whole:
+        assert len(official.test) == 2487
+    leaky = splits.prove_disjoint(splits.random_split(manifest, 0), manifest, pairs)
+    assert leaky.loc[0, "shared_photographs"] > 0
