@@ -179,6 +179,34 @@ def test_an_audit_lists_what_is_wrong(drawn: ImageSet, field: RGB, tmp_path: Pat
     assert findings["groups of photographs that share nothing"] == 1
 
 
+def test_what_is_wrong_in_a_folder_is_found_from_the_files_alone(field: RGB, tmp_path: Path) -> None:
+    picture = field[:480, :640]
+    whole = encode_jpeg(picture, 92)
+    files = {
+        "monocyte/a.jpg": whole,
+        "monocyte/again.jpg": whole,
+        "monocyte/shifted.jpg": encode_jpeg(field[8:488, 6:646], 75),
+        "monocyte/other.jpg": encode_jpeg(synthetic.draw_field(9).rgb, 92),
+        "monocyte/cut.jpg": whole[: len(whole) // 2],
+        "monocyte/text.jpg": b"not an image",
+        "lymphocyte/a.jpg": whole,
+    }
+    for name, content in files.items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(content)
+    audit = au.audit_set(load_set("folder", tmp_path / "set", cache=tmp_path / "cache"))
+    listed = audit.undecodable.set_index("path")["status"].to_dict()
+    assert listed == {"monocyte/cut.jpg": "truncated", "monocyte/text.jpg": "unreadable"}
+    identical = ["lymphocyte/a.jpg", "monocyte/a.jpg", "monocyte/again.jpg"]
+    assert audit.duplicates["path"].tolist() == identical
+    labels = audit.conflicts[["path_a", "path_b"]].to_numpy().tolist()
+    assert ["lymphocyte/a.jpg", "monocyte/a.jpg"] in labels
+    assert ["lymphocyte/a.jpg", "monocyte/again.jpg"] in labels
+    assert ["monocyte/a.jpg", "monocyte/again.jpg"] not in labels
+    assert len(set(audit.groups[[*identical, "monocyte/shifted.jpg"]])) == 1
+    assert audit.groups["monocyte/other.jpg"] != audit.groups["monocyte/a.jpg"]
+
+
 def test_a_random_split_is_answered_by_twins_and_a_grouped_one_is_not(drawn: ImageSet) -> None:
     manifest = drawn.manifest
     random = splits.random_split(manifest, 1)
