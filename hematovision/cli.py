@@ -39,8 +39,6 @@ def _say(text: str) -> None:
 
 def _counter() -> Callable[[int, int], None]:
     """Return a function that tells (done, total) files on the error stream, now and then."""
-    import time
-
     last = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -150,7 +148,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="DIR",
         type=Path,
-        help="folder of a trained model (default: models/released, else the newest in models/)",
+        help="folder of a trained model (default: models/released, else full/final or quick/final there)",
     )
 
 

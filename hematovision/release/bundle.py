@@ -55,7 +55,7 @@ class Thresholds:
     ----------
     confidence : float
         Least probability of the named class, 0 to 1. The default is a convention, not a measurement:
-        below 0.6 the other classes together hold more than 40 %.
+        below 0.7 the other classes together hold more than 30 %.
     sharpness : float
         Least `hematovision.release.predict.sharpness`, at least 0. The default is met by 99.8 % of
         the cells of the Kaggle set's training images and by every cell of the Barcelona set that was
@@ -63,8 +63,19 @@ class Thresholds:
         stops what is grossly out of focus, and nothing else.
     """
 
-    confidence: float = 0.6
+    confidence: float = 0.7
     sharpness: float = 0.0025
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Say in words what each value means, for who reads the card."""
+        others = f"{100 * (1 - self.confidence):.0f} %"
+        return {
+            "confidence": f"below it the other classes together hold more than {others}: a convention, "
+            "not a measurement",
+            "sharpness": "variance of the Laplacian over that of the grey values; below it a cell is "
+            "grossly out of focus",
+        }
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,7 @@ def export_bundle(
     HematoVisionError
         If the folder can't be written.
     """
-    folder = Path(folder)
+    folder, thresholds = Path(folder), thresholds or Thresholds()
     expected = (input_size, input_size, 3), (len(classes),)
     shapes = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
     if shapes != expected:
@@ -196,7 +207,7 @@ def export_bundle(
         },
         "output": "probabilities in the order of classes",
         "temperature": float(temperature),
-        "thresholds": asdict(thresholds or Thresholds()),
+        "thresholds": {**asdict(thresholds), "reasons": thresholds.reasons},
         "backbone": backbone,
         "weights": weights,
         "provenance": {"version": importlib.metadata.version("hematovision"), **provenance},
@@ -233,25 +244,21 @@ def _check_conversion(model: Any, bundle: Bundle) -> None:
 def find_bundle() -> Path:
     """Return the folder of the model that is used where none is named.
 
-    ``models/released`` of the project if it holds a bundle, else the newer one of
-    ``models/full/final`` and ``models/quick/final``.
+    The first of the project's ``models/released``, ``models/full/final`` and ``models/quick/final`` that
+    holds a bundle: a quick run, which is a demonstration, never takes the place of the real study.
 
     Raises
     ------
     BundleError
         If there is none.
     """
-    released = project_root() / "models" / "released"
-    if (released / CARD_FILE).is_file():
-        return released
-    runs = [model_folder(profile) / "final" for profile in _DRAWN_FROM]
-    found = [folder for folder in runs if (folder / CARD_FILE).is_file()]
-    if not found:
-        raise BundleError(
-            f"there is no trained model in {project_root() / 'models'}",
-            "run `make report` first, or name one with --model DIR",
-        )
-    return max(found, key=lambda folder: (folder / CARD_FILE).stat().st_mtime)
+    models = project_root() / "models"
+    for folder in (models / "released", *(model_folder(profile) / "final" for profile in _DRAWN_FROM)):
+        if (folder / CARD_FILE).is_file():
+            return folder
+    raise BundleError(
+        f"there is no trained model in {models}", "run `make report` first, or name one with --model DIR"
+    )
 
 
 def load_bundle(folder: Path | str | None = None) -> Bundle:
