@@ -162,6 +162,22 @@ def test_copies_of_two_photographs_that_hardly_differ_are_not_sure(drawn: Drawn,
     assert not found["sure"].iloc[0]
 
 
+def test_a_photograph_of_an_overlapping_field_is_no_sure_source(drawn: Drawn, tmp_path: Path) -> None:
+    manifest, _ = drawn
+    first = photographs_of(manifest).iloc[0]
+    field = synthetic.draw_field(5, ("neutrophil",), size=(480, 840)).rgb
+    rows = []
+    # 440 of 640 columns are in both: many keypoints agree, a third of the copy is not explained
+    for name, rgb in (("copy", field[:, :640]), ("next", field[:, 200:])):
+        (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(np.ascontiguousarray(rgb), 92))
+        rows.append({**first, "path": f"{name}.jpg", "source": name, "sha256": name})
+    copy, photograph = (check_manifest(pd.DataFrame([row])) for row in rows)
+    found = ph.recover_sources(copy, photograph, tmp_path, None).iloc[0]
+    assert found["inliers"] >= ph.SURE_INLIERS
+    assert found["confidence"] == pytest.approx(440 / 640, abs=0.05)
+    assert not found["sure"]
+
+
 def test_a_copy_that_cannot_be_read_or_has_no_candidate_gets_no_source(drawn: Drawn, tmp_path: Path) -> None:
     manifest, root = drawn
     shutil.copytree(root / "photographs", tmp_path / "photographs")
