@@ -34,7 +34,7 @@ from hematovision.errors import DataError
 from hematovision.files import atomic_path, content_key, explain_os_error, read_json, sha256_file, write_json
 from hematovision.vision.field import RGB, Box, Field
 
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Part of the cache's key: a change of the drawing asks for a new number."""
 
 TEST_FRACTION = 0.25
@@ -409,10 +409,13 @@ def _drawn(jobs: list[_Job], folder: str, workers: int) -> Iterator[None]:
             ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool,
         ):
             futures = {pool.submit(_draw_job, job, folder): job for job in jobs}
-            for future in as_completed(futures):
-                future.result()
-                left.remove(futures[future])
-                yield
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    left.remove(futures[future])
+                    yield
+            finally:  # after an error (a full disk) or an interrupt, begin nothing more
+                pool.shutdown(wait=True, cancel_futures=True)
     for job in left:
         _draw_job(job, folder)
         yield

@@ -32,8 +32,8 @@ from hematovision.data.smear.shapes import (
 )
 from hematovision.data.smear.stains import AZURE, BLUE, EOSIN, HAEMOGLOBIN, STAINS
 
-# Radius in pixels where red cells measure about 100: medians of the annotated boxes of the public
-# 640x480 photographs (neutrophil 215, eosinophil 205, monocyte 245, lymphocyte 155 pixels across).
+# Radius in pixels where red cells measure about 100: the annotated boxes of the public 640x480
+# photographs (medians 215, 202, 245 and 155 pixels) are about a tenth wider than the cells in them.
 RADII: dict[str, float] = {
     "neutrophil": 95.0,
     "eosinophil": 97.0,
@@ -191,15 +191,15 @@ def _neutrophil(rng: np.random.Generator, radius: float) -> Drawing:
         nucleus = _band(rng, shape, off, radius, width, ring, span)
     else:
         count = int(rng.choice([2, 3, 4, 5], p=[0.10, 0.38, 0.35, 0.17]))
-        lobe = {2: 0.42, 3: 0.36, 4: 0.32, 5: 0.28}[count] * rng.uniform(0.88, 1.12)
+        lobe = {2: 0.45, 3: 0.395, 4: 0.345, 5: 0.305}[count] * rng.uniform(0.9, 1.12)
         span = {2: 2.5, 3: 3.7, 4: 4.5, 5: 5.1}[count] * rng.uniform(0.85, 1.08)
-        ring, bridge = rng.uniform(0.47, 0.59), rng.uniform(0.12, 0.7)
+        ring, bridge = rng.uniform(0.49, 0.60), rng.uniform(0.12, 0.7)
         nucleus = _lobes(rng, shape, off, radius, count, lobe, ring, span, bridge)
     drawing = _blank(cell, nucleus & erode(cell, 3))
-    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.03, 0.065), 0.2, (3.0, 7.0))
-    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.04, 0.08), 0.3, (2.5, 4.0, 14.0))
-    _chromatin(rng, drawing, 1.0, 0.12, (7.0, 13.0))
-    _vacuoles(rng, drawing, rng.poisson(0.4), (2.0, 5.0), 0.7)
+    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.035, 0.065), 0.2, (3.0, 7.0))
+    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.03, 0.065), 0.3, (2.5, 4.0, 14.0))
+    _chromatin(rng, drawing, rng.uniform(0.9, 1.05), rng.uniform(0.09, 0.16), (5.5, 9.0, 13.0))
+    _vacuoles(rng, drawing, rng.poisson(0.8), (2.0, 5.0), 0.6)
     return drawing
 
 
@@ -208,15 +208,22 @@ def _eosinophil(rng: np.random.Generator, radius: float) -> Drawing:
     cell = fill(shape, outline(rng, radius, 0.04, rng.uniform(1.0, 1.3)) + middle)
     off = middle + rng.normal(0, 0.13, 2) * radius
     count = int(rng.choice([2, 3], p=[0.75, 0.25]))
-    lobe = (0.46 if count == 2 else 0.39) * rng.uniform(0.85, 1.12)
+    lobe = (0.51 if count == 2 else 0.43) * rng.uniform(0.88, 1.12)
     span = (2.3 if count == 2 else 3.4) * rng.uniform(0.75, 1.3)
     nucleus = _lobes(
-        rng, shape, off, radius, count, lobe, rng.uniform(0.47, 0.6), span, rng.uniform(0.2, 0.6)
+        rng, shape, off, radius, count, lobe, rng.uniform(0.5, 0.62), span, rng.uniform(0.2, 0.6)
     )
     drawing = _blank(cell, nucleus & erode(cell, 2))
-    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.06, 0.10), 0.12, (6.0, 20.0))
-    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.01, 0.045), 0.3, (5.0, 20.0))
-    _chromatin(rng, drawing, rng.uniform(0.82, 1.0), 0.10, (8.0, 16.0))
+    _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.055, 0.09), 0.12, (6.0, 20.0))
+    _cytoplasm(rng, drawing, AZURE, rng.uniform(0.02, 0.06), 0.3, (5.0, 20.0))
+    _chromatin(
+        rng,
+        drawing,
+        rng.uniform(0.82, 1.0),
+        rng.uniform(0.07, 0.16),
+        (4.5, 8.0, 16.0),
+        blue=rng.uniform(0, 0.25),
+    )
     _eosinophil_granules(rng, drawing, radius)
     return drawing
 
@@ -232,7 +239,7 @@ def _eosinophil_granules(rng: np.random.Generator, drawing: Drawing, radius: flo
         places = middle + (places - middle) * rng.uniform(0.9, 1.3, (len(places), 1))
     granules = discs(shape, places, rng.uniform(0.8, 1.25, len(places)) * size)
     body = soften(drawing.cell & ~drawing.nucleus, 2)
-    drawing.plasma[EOSIN] += 0.075 * coarse * np.minimum(granules, 2.2) + 0.09 * (1 - coarse) * body
+    drawing.plasma[EOSIN] += 0.06 * coarse * np.minimum(granules, 2.2) + 0.09 * (1 - coarse) * body
     glints = discs(shape, places[::4] - size * 0.3, np.full(len(places[::4]), size * 0.5))
     drawing.clear *= 1 - 0.35 * coarse * np.clip(glints, 0, 1)
 
@@ -264,7 +271,7 @@ def _lymphocyte(rng: np.random.Generator, radius: float) -> Drawing:
 def _monocyte(rng: np.random.Generator, radius: float) -> Drawing:
     shape, middle = _patch(radius)
     # folded, spread out between its neighbours: angular rather than scalloped
-    rough, modes = rng.uniform(0.04, 0.075), int(rng.integers(5, 10))
+    rough, modes = rng.uniform(0.045, 0.09), int(rng.integers(5, 10))
     cell = fill(
         shape, outline(rng, radius, rough, rng.uniform(1.0, 1.35), modes=modes, vertices=160) + middle
     )
@@ -283,9 +290,9 @@ def _monocyte(rng: np.random.Generator, radius: float) -> Drawing:
     _cytoplasm(rng, drawing, BLUE, rng.uniform(0.035, 0.075), 0.25, (4.0, 9.0, 30.0), edge=2.0)
     _cytoplasm(rng, drawing, AZURE, rng.uniform(0.02, 0.06), 0.3, (3.0, 6.0, 12.0), edge=2.0)
     _cytoplasm(rng, drawing, EOSIN, rng.uniform(0.0, 0.03), 0.3, (3.0, 6.0), edge=2.0)
-    _chromatin(rng, drawing, rng.uniform(0.68, 0.9), 0.10, (5.0, 9.0, 18.0))
+    _chromatin(rng, drawing, rng.uniform(0.66, 0.9), rng.uniform(0.09, 0.16), (5.0, 9.0, 18.0))
     _folds(rng, drawing)
-    _vacuoles(rng, drawing, rng.poisson(rng.choice([3.0, 10.0])), (1.5, 7.0), 0.65)
+    _vacuoles(rng, drawing, rng.poisson(rng.choice([3.0, 13.0])), (1.5, 7.0), 0.65)
     return drawing
 
 
@@ -329,14 +336,14 @@ def _basophil(rng: np.random.Generator, radius: float) -> Drawing:
     count = int(rng.choice([2, 3]))
     nucleus = _lobes(rng, shape, off, radius, count, 0.42, 0.34, rng.uniform(2.0, 3.4), 0.9)
     drawing = _blank(cell, nucleus & erode(cell, 2))
-    _cytoplasm(rng, drawing, AZURE, 0.06, 0.5, (4.0, 9.0))
-    _cytoplasm(rng, drawing, BLUE, 0.04, 0.4, (4.0, 9.0))
+    _cytoplasm(rng, drawing, AZURE, 0.11, 0.4, (4.0, 9.0))
+    _cytoplasm(rng, drawing, BLUE, 0.015, 0.4, (4.0, 9.0))
     _chromatin(rng, drawing, 0.8, 0.12, (8.0, 16.0))
     size = max(radius * 0.042, 1.8)
-    places = points_inside(rng, erode(cell, 1), int(rng.uniform(110, 240)))
+    places = points_inside(rng, erode(cell, 1), int(rng.uniform(170, 330)))
     granules = discs(shape, places, rng.uniform(0.6, 1.5, len(places)) * size)
     drawing.nuclear[AZURE] += 0.55 * np.minimum(soften(granules, 0.7), 1.3)
-    drawing.nuclear[BLUE] += 0.12 * np.minimum(granules, 1.3)
+    drawing.nuclear[BLUE] += 0.05 * np.minimum(granules, 1.3)
     return drawing
 
 

@@ -62,7 +62,7 @@ def smear_of(rng: np.random.Generator, lab: Laboratory, scale: float) -> Smear:
     return Smear(
         spread=float(np.clip(rng.normal(0.95, 0.12), 0.68, 1.14)),
         scale=scale,
-        defocus=float(abs(rng.normal(0, 1.1)) if rng.uniform() < 0.9 else rng.uniform(2.0, 4.0)),
+        defocus=float(abs(rng.normal(0, 0.9)) if rng.uniform() < 0.9 else rng.uniform(2.0, 4.0)),
         red_radius=RED_RADIUS * scale * float(rng.normal(0.95, 0.06)),
         pallor=float(rng.uniform(0.25, 0.9)),
         crowding=lab.crowding * float(rng.uniform(0.6, 1.25)),
@@ -281,7 +281,7 @@ def _red_cells(
             )
             # a monolayer: cells lie beside each other more often than on each other
             near = min((np.hypot(x - px, y - py) for px, py in placed), default=np.inf)
-            if away and near > smear.red_radius * rng.choice([0.8, 1.7]):
+            if away and near > smear.red_radius * rng.choice([0.9, 1.75, 1.9]):
                 break
         else:
             continue

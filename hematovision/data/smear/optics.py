@@ -50,7 +50,7 @@ def focus(light: NDArray[np.float32], lab: Laboratory, defocus: float) -> NDArra
     size = (light.shape[1], light.shape[0])
     channels = []
     for channel, (sharpness, shift) in enumerate(
-        ((1.15, lab.chromatic[0]), (1.0, (0.0, 0.0)), (1.35, lab.chromatic[1]))
+        ((1.08, lab.chromatic[0]), (1.0, (0.0, 0.0)), (1.15, lab.chromatic[1]))
     ):
         plane = cv2.GaussianBlur(np.ascontiguousarray(light[..., channel]), (0, 0), sigma * sharpness)
         if any(shift):
@@ -61,19 +61,26 @@ def focus(light: NDArray[np.float32], lab: Laboratory, defocus: float) -> NDArra
 
 
 def expose(rng: np.random.Generator, light: NDArray[np.float32], lab: Laboratory) -> RGB:
-    """Record light as the camera does: stray light, colour, sharpening, noise, eight bits."""
+    """Record light as the camera does: stray light, colour, noise, sharpening, eight bits."""
     light = light * (1 - lab.glare) + lab.glare * lab.background
     grey = light.mean(axis=-1, keepdims=True)
-    glass = lab.background - lab.background.mean()
     # saturation works on colour relative to glass, which stays as the white balance left it
-    light = (
-        grey + glass * (grey / lab.background.mean()) * (1 - lab.saturation) + lab.saturation * (light - grey)
-    )
+    glass = grey * (lab.background / lab.background.mean())
+    light = glass + lab.saturation * (light - glass)
+    light = light + _noise(rng, (light.shape[0], light.shape[1]), lab)
     if lab.sharpening > 0:
         light = light + lab.sharpening * (light - cv2.GaussianBlur(light, (0, 0), 2.2))
-    noise = rng.standard_normal(light.shape, dtype=np.float32) * np.float32(lab.noise)
-    noise = cv2.GaussianBlur(noise, (0, 0), 0.6) * np.float32(1.6)
-    return np.clip(light + noise + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(light + 0.5, 0, 255).astype(np.uint8)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], lab: Laboratory) -> NDArray[np.float32]:
+    """Return sensor noise: fine grain, blotches of colour, and columns that differ a little."""
+    grain = cv2.GaussianBlur(rng.standard_normal((*shape, 3), dtype=np.float32), (0, 0), 0.6)
+    # one blue-sensitive photosite in four, and the least light: the blue channel is the noisiest
+    grain *= np.array([1.5, 1.4, 2.2], np.float32)
+    blotches = np.stack([texture(rng, shape, (5.0,)) for _ in range(3)], axis=-1)
+    columns = rng.standard_normal((1, shape[1], 3), dtype=np.float32)
+    return np.asarray(lab.noise * (grain + 0.35 * blotches + 0.25 * columns), np.float32)
 
 
 def encode_jpeg(rgb: RGB, quality: int) -> bytes:

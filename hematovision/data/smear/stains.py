@@ -21,7 +21,7 @@ STAINS = 4
 # Optical density in (R, G, B) of unit concentration, as read from published smear photographs: the
 # medians of nuclei, lymphocyte rims, eosinophil granules and red cells against their background.
 VECTORS: NDArray[np.float32] = np.array(
-    [[0.53, 1.00, 0.06], [1.00, 0.66, 0.02], [0.37, 1.00, 0.36], [0.52, 1.00, 0.84]], np.float32
+    [[0.53, 1.00, 0.06], [1.00, 0.66, 0.02], [0.41, 1.00, 0.36], [0.52, 1.00, 0.84]], np.float32
 )
 
 
@@ -85,11 +85,11 @@ def laboratory(seed: int) -> Laboratory:
     """
     rng = np.random.default_rng([seed, 0x1AB])
     vectors = VECTORS.copy()
-    vectors[AZURE, 0] = rng.uniform(0.40, 0.66)
+    vectors[AZURE, 0] = rng.uniform(0.42, 0.68)
     # the less a camera's blue channel sees of chromatin, the less it sees of eosin too
     blue = rng.uniform(-0.05, 0.17)
     vectors[AZURE, 2] = blue
-    vectors[EOSIN, 0] = rng.uniform(0.28, 0.46)
+    vectors[EOSIN, 0] = rng.uniform(0.32, 0.50)
     vectors[EOSIN, 2] = 0.30 + blue + rng.normal(0.0, 0.05)
     vectors[HAEMOGLOBIN, 0] = rng.uniform(0.42, 0.64)
     vectors[HAEMOGLOBIN, 2] = rng.uniform(0.56, 0.96)
@@ -100,17 +100,17 @@ def laboratory(seed: int) -> Laboratory:
     background = light * np.array([1 + warmth, 1 + tint, 1 - warmth])
     return Laboratory(
         vectors=vectors,
-        nucleus=float(0.19 * 3.2 ** (depth_of_stain**1.6)),
+        nucleus=float(0.225 * 2.8 ** (depth_of_stain**2.2)),
         cytoplasm=float(0.85 + 0.6 * depth_of_stain * rng.uniform(0.6, 1.2)),
         red=float(rng.uniform(0.09, 0.19)),
         background=np.clip(background, 150, 254).astype(np.float32),
         vignette=float(rng.uniform(0.02, 0.14)),
-        blur=float(rng.uniform(0.8, 1.9)),
+        blur=float(rng.uniform(0.8, 1.8)),
         chromatic=rng.normal(0, 0.9, (2, 2)).astype(np.float32),
         glare=float(rng.uniform(0.0, 0.25)),
         saturation=float(rng.uniform(0.95, 1.6)),
-        noise=float(rng.uniform(1.0, 2.6)),
-        sharpening=float(rng.uniform(0.0, 0.4)),
+        noise=float(rng.uniform(0.7, 2.0)),
+        sharpening=float(rng.uniform(0.0, 1.0)),
         crowding=float(rng.uniform(0.6, 1.5)),
         quality=int(rng.integers(75, 95)),
     )
