@@ -12,6 +12,7 @@ import base64
 import html
 import sys
 import tempfile
+from abc import ABCMeta
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hematovision.data.synthetic import draw_field
 from hematovision.errors import HematoVisionError, ImageError
 from hematovision.release.bundle import PURPOSE
 from hematovision.release.predict import CellPrediction, Cells, Classifier
-from hematovision.vision.crop import crop_cell
+from hematovision.vision.crop import MARGIN, crop_cell
 from hematovision.vision.field import RGB, Box
 from hematovision.vision.image import encode_jpeg, read_image
 
@@ -55,7 +56,9 @@ THEME = gr.themes.Base(
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto; }
 #head h1 { margin-bottom: 0; }
-#cells table { font-family: var(--font); }
+#cells { min-width: 0 !important; }
+#cells .table-wrap { overflow-x: auto; }
+#cells, #cells span, #cells td { font-family: var(--font) !important; }
 .card { display: flex; gap: 1rem; align-items: flex-start; flex-wrap: wrap; }
 .card img { width: 160px; height: 160px; border-radius: 8px; border: 4px solid var(--cell); }
 .card .bars { flex: 1 1 220px; }
@@ -69,14 +72,20 @@ CSS = """
 State = list[tuple[tuple[float, float, float, float], str]]  # box on the screen's picture, card
 
 
-class SmearImage(gr.Image):
-    """An image as it was uploaded, byte for byte: decoding it is the library's work."""
+def _uploaded(_component: gr.Image, payload: Any) -> str | None:
+    """Return the path of an upload, which gradio has checked to be one."""
+    return None if payload is None else payload.path
 
-    is_template = True  # drawn in the browser as its parent
 
-    def preprocess(self, payload: Any) -> str | None:
-        """Return the path of the upload, which gradio has checked to be one."""
-        return None if payload is None else payload.path
+# An image as it was uploaded, byte for byte: decoding is the library's work, and it answers in words.
+# A `class` statement would do, but gradio's metaclass then writes an interface file beside this one; as a
+# template, and of its parent's module, the component is shown as its parent is.
+SmearImage: Any = ABCMeta.__new__(
+    type(gr.Image),
+    "SmearImage",
+    (gr.Image,),
+    {"preprocess": _uploaded, "is_template": True, "__module__": gr.Image.__module__},
+)
 
 
 # -- what is shown -------------------------------------------------------------------------------
@@ -130,10 +139,10 @@ def _readable_on(colour: str) -> str:
     return "black" if luminance > 0.179 else "white"
 
 
-def make_card(rgb: RGB, cell: CellPrediction) -> str:
-    """Return a cell's picture, probabilities as bars and decision as HTML."""
+def make_card(rgb: RGB, cell: CellPrediction, margin: float = MARGIN) -> str:
+    """Return a cell's picture, cut with a margin, its probabilities as bars and the decision as HTML."""
     box = Box(cell.x or 0, cell.y or 0, cell.width or 1, cell.height or 1)
-    picture = base64.b64encode(encode_jpeg(crop_cell(rgb, box, CROP_SIDE), 85)).decode()
+    picture = base64.b64encode(encode_jpeg(crop_cell(rgb, box, CROP_SIDE, margin), 85)).decode()
     bars = "".join(
         f'<div class="bar"><span>{name}</span><span class="track"><span class="fill" '
         f'style="width:{100 * p:.1f}%;background:{COLOURS[name]}"></span></span>'
@@ -212,7 +221,8 @@ def build_app(classifier: Classifier) -> gr.Blocks:
         except ImageError as error:
             return None, f"**✕ rejected:** {error}.", [], [], ""
         picture, scale = draw_outlines(rgb, found)
-        state = [(_corners(c, scale), make_card(rgb, c)) for c in found if c.cell]
+        margin = classifier.bundle.crop_margin if cells == "find" else 0.0
+        state = [(_corners(c, scale), make_card(rgb, c, margin)) for c in found if c.cell]
         return picture, summarise(found), make_table(found), state, state[0][1] if state else ""
 
     def predict(path: str | None, cells: Cells) -> list[dict[str, Any]]:
