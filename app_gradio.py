@@ -54,7 +54,7 @@ THEME = gr.themes.Base(
 )
 
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto; }
+.gradio-container { max-width: min(1280px, 100%) !important; margin: 0 auto; }
 #head h1 { margin-bottom: 0; }
 #cells { min-width: 0 !important; }
 #cells .table-wrap { overflow-x: auto; }
