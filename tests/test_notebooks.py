@@ -142,7 +142,7 @@ def test_a_quick_run_ends_in_a_report(home: Path) -> None:
     assert len(pages) == len(STEPS) + len(profile.backbones)  # a page a backbone, and the index
     for page in report.glob("*.html"):
         html = page.read_text(encoding="utf-8")
-        assert "Traceback" not in html, page.name
+        assert "Traceback (most recent call last)" not in html, page.name
         assert "output_stderr" not in html, page.name
         assert str(home) not in html, page.name
         loaded = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=[\"']([^\"']*)", html)
