@@ -409,7 +409,10 @@ def test_an_unknown_profile_key_or_value_is_one_line(study: Study) -> None:
         (("--set", "sead=3"), "unknown key 'sead'"),
         (("--set", "seed=soon"), "'seed' is 'soon'"),
         (("--set", "seed"), "has no value"),
-        (("--set", "dataset=blood-cells", "--data", str(study.root / "none")), "there is no folder"),
+        (
+            ("--set", "dataset=blood-cells", "--data", str(study.root / "none")),
+            "the data set 'blood-cells' is not at",
+        ),
     ):
         done = study.run(*arguments)
         assert done.returncode == 2
