@@ -11,12 +11,10 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from hematovision.data.manifest import Manifest, check_manifest, read_manifest, 
 from hematovision.data.smear import optics
 from hematovision.data.smear.field import Slide, bounds, compose
 from hematovision.data.smear.stains import laboratory as laboratory_of
+from hematovision.data.workers import end_with_parent
 from hematovision.errors import DataError
 from hematovision.files import atomic_path, content_key, explain_os_error, read_json, sha256_file, write_json
 from hematovision.vision.field import RGB, Box, Field
@@ -406,7 +405,7 @@ def _drawn(jobs: list[_Job], folder: str, workers: int) -> Iterator[None]:
         # a script without a main guard can't be spawned from: then what is left is drawn here
         with (
             contextlib.suppress(BrokenProcessPool),
-            ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool,
+            ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool,
         ):
             futures = {pool.submit(_draw_job, job, folder): job for job in jobs}
             try:
@@ -419,19 +418,6 @@ def _drawn(jobs: list[_Job], folder: str, workers: int) -> Iterator[None]:
     for job in left:
         _draw_job(job, folder)
         yield
-
-
-def _end_with_parent() -> None:
-    """End this worker when the process that started it is killed: nobody else would."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _sweep(folder: Path) -> None:
