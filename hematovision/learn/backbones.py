@@ -158,7 +158,8 @@ def check_weights(profile: Profile) -> None:
 
 def _download_imagenet(name: str) -> None:
     file, application = imagenet_file(name), get_backbone(name).application
-    print(f"downloading {file.name} (ImageNet weights, by Keras)", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():  # a person waits; a log gets one line, and only if it fails
+        print(f"downloading {file.name} (ImageNet weights, by Keras)", end="\r", file=sys.stderr, flush=True)
     code = (
         "import keras; keras.config.disable_interactive_logging(); "
         f"keras.applications.{application}(include_top=False, weights='imagenet', "
@@ -166,6 +167,8 @@ def _download_imagenet(name: str) -> None:
     )
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    if sys.stderr.isatty():
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
     if result.returncode or not file.is_file():
         raise WeightsError(
             f"the ImageNet weights {file.name} are not in {file.parent} and could not be downloaded",

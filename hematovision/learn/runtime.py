@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from hematovision.quiet import silence
+
 if TYPE_CHECKING:
     import keras
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Discard what native code writes to standard error inside the block.
-
-    TensorFlow's C++ start-up lines cannot be switched off by any setting of its own, and a reader of
-    a notebook should not meet them. Python exceptions are not affected.
-    """
-    kept = os.dup(2)
-    void = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(void, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(void)
 
 
 def start(seed: int) -> ModuleType:

@@ -8,13 +8,11 @@ it does.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from hematovision.classes import BY_NAME, EIGHT
 from hematovision.config import BACKBONE_NAMES, model_folder, project_root
 from hematovision.errors import HematoVisionError
 from hematovision.files import atomic_path, explain_os_error, write_json
+from hematovision.quiet import silence
 
 MODEL_FILE = "model.tflite"
 CARD_FILE = "model.json"
@@ -215,7 +214,7 @@ def export_bundle(
     }
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        with _quiet_native():
+        with silence():
             model.export(str(temporary / MODEL_FILE), format="litert", verbose=False)
         content = (temporary / MODEL_FILE).read_bytes()
         card["model"] = {"file": MODEL_FILE, "bytes": len(content), "sha256": _sha256(content)}
@@ -402,7 +401,7 @@ def open_model(content: bytes, folder: Path) -> Interpreter:
         If it is no LiteRT model, or needs operations that LiteRT alone does not have.
     """
     try:
-        with _quiet_native():
+        with silence():
             interpreter = Interpreter(model_content=content, num_threads=_THREADS)
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
@@ -421,19 +420,3 @@ def run_model(interpreter: Interpreter, image: NDArray[Any]) -> NDArray[np.float
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet_native() -> Iterator[None]:
-    """Discard what native code writes to standard error: the converter and LiteRT have no switch for it.
-
-    `learn.runtime` does the same for TensorFlow; nothing here may import `learn`.
-    """
-    kept, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(void, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(void)
