@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hematovision.config import BACKBONE_NAMES
 from hematovision.errors import ConfigError, HematoVisionError
 from hematovision.files import explain_os_error
 
@@ -140,6 +142,39 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+# -- pretrain ------------------------------------------------------------------------------------
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", required=True, choices=BACKBONE_NAMES, help="the network to train")
+    _add_data(parser)
+    parser.add_argument(
+        "--weights",
+        metavar="SOURCE",
+        help="imagenet, none, or a file (default: imagenet for mobilenetv2, none for the others)",
+    )
+    parser.add_argument(
+        "--epochs", type=_positive, metavar="N", help="of every stage, in place of the plan's own numbers"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.npz", type=Path, help="default: models/released/pretrained/NAME.npz"
+    )
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from hematovision.learn.pretraining import plan_for, pretrain, read_eight_classes
+
+    if options.out and options.out.suffix != ".npz":
+        raise ConfigError(f"compact weights are not written as {options.out.name}", "use .npz")
+    plan = plan_for(options.backbone, options.weights, options.epochs)
+    _say("reading and cutting the cells of pbc")
+    cells = read_eight_classes(options.data, progress=_counter())
+    with contextlib.redirect_stdout(sys.stderr):  # the lines of the epochs are progress
+        file = pretrain(options.backbone, cells, plan=plan, out=options.out, say=_say)
+    print(file)
+    return 0
+
+
 # -- predict -------------------------------------------------------------------------------------
 
 
@@ -214,6 +249,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("fetch", "download a public image set", _fetch_arguments, _fetch),
     Command("manifest", "write the table of a set's images", _manifest_arguments, _manifest),
     Command("report", "run the study: notebooks, models, report", _report_arguments, _report),
+    Command("pretrain", "train a backbone on the eight classes of pbc", _pretrain_arguments, _pretrain),
     Command("predict", "name the white cells of images", _predict_arguments, _predict),
     Command("demo", "start the web demo of the final model", _demo_arguments, _demo),
 )

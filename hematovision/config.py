@@ -65,6 +65,11 @@ def model_folder(profile: str) -> Path:
     return project_root() / "models" / profile
 
 
+def pretrained_file(backbone: str) -> Path:
+    """Return where the released weights of a backbone that was trained on blood stand."""
+    return project_root() / "models" / "released" / "pretrained" / f"{backbone}.npz"
+
+
 @dataclass(frozen=True)
 class Profile:
     """Every number a run depends on, typed, checked and frozen.

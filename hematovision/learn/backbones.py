@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hematovision.config import Profile
+from hematovision.config import Profile, pretrained_file
 from hematovision.errors import WeightsError
 from hematovision.learn import runtime
+from hematovision.learn.compact import load_compact, read_facts
 
 if TYPE_CHECKING:
     import keras
@@ -134,6 +135,18 @@ def imagenet_file(backbone: str) -> Path:
 def check_weights(profile: Profile) -> None:
     """Make sure, before any work, that every initial weight a profile asks for can be had.
 
+    Raises
+    ------
+    WeightsError
+        Naming the file and the ways out.
+    """
+    for name in profile.backbones:
+        check_source(name, profile.weights[name])
+
+
+def check_source(backbone: str, source: str) -> None:
+    """Make sure that a backbone's initial weights can be had.
+
     A missing ImageNet file is downloaded by Keras itself, in a process of its own, so that neither
     a slow import nor a half-written file reaches the caller.
 
@@ -142,18 +155,36 @@ def check_weights(profile: Profile) -> None:
     WeightsError
         Naming the file and the ways out.
     """
-    for name in profile.backbones:
-        source = profile.weights[name]
-        if source == "none":
-            continue
-        if source == "imagenet":
-            if not imagenet_file(name).is_file():
-                _download_imagenet(name)
-        elif not Path(source).expanduser().is_file():
-            raise WeightsError(
-                f"initial weights {source} for {name} are not there",
-                f"name a .weights.h5 or .h5 file, or use --set weights.{name}=imagenet or =none",
-            )
+    if source == "none":
+        return
+    if source == "imagenet":
+        if not imagenet_file(backbone).is_file():
+            _download_imagenet(backbone)
+    elif source == "hematovision":
+        read_facts(_released(backbone))
+    elif not Path(source).expanduser().is_file():
+        raise WeightsError(
+            f"initial weights {source} for {backbone} are not there",
+            f"name a .weights.h5, .h5 or .npz file, or use --set weights.{backbone}=imagenet, "
+            "=hematovision or =none",
+        )
+
+
+def _released(name: str) -> Path:
+    file = pretrained_file(name)
+    if not file.is_file():
+        raise WeightsError(
+            f"the released weights {file} are not there",
+            f"get the whole project, make them with `hematovision pretrain --backbone {name}`, "
+            f"or use --set weights.{name}=none",
+        )
+    return file
+
+
+def weights_file(backbone: str, source: str) -> Path | None:
+    """Return the file that a source of initial weights stands for; None where it is no file of ours."""
+    file = pretrained_file(backbone) if source == "hematovision" else Path(source).expanduser()
+    return file if file.is_file() else None
 
 
 def _download_imagenet(name: str) -> None:
@@ -179,7 +210,8 @@ def _download_imagenet(name: str) -> None:
 
 def initial_weights_title(source: str) -> str:
     """Return how a source of initial weights is written in every table."""
-    return {"imagenet": "ImageNet", "none": "none (from scratch)"}.get(source, Path(source).name)
+    known = {"imagenet": "ImageNet", "hematovision": "blood (PBC)", "none": "none (from scratch)"}
+    return known.get(source, Path(source).name)
 
 
 def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
@@ -189,7 +221,8 @@ def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
     ----------
     backbone : str
     weights : str
-        ``"imagenet"``, ``"none"`` or a weight file of this architecture.
+        ``"imagenet"``, ``"hematovision"`` (trained on PBC's eight classes, released with the project),
+        ``"none"`` or a weight file of this architecture.
     seed : int
         Of the random initialisation, where weights is ``"none"``.
 
@@ -219,6 +252,12 @@ def build_base(backbone: str, weights: str, seed: int = 0) -> keras.Model:
     base = application(include_top=False, weights=None, input_shape=shape, name=row.name)
     if weights == "none":
         _start_from_nothing(base, seed)
+        return base
+    if weights == "hematovision":
+        load_compact(base, _released(backbone))
+        return base
+    if weights.endswith(".npz"):
+        load_compact(base, Path(weights).expanduser())
         return base
     try:
         runtime.load_weights(base, Path(weights).expanduser())

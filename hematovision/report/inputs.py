@@ -72,6 +72,17 @@ def data_key(profile: Profile, data: str | Path | None = None) -> str:
     return content_key([(name, _folder_key(root)) for name, root in _roots(profile, data)])
 
 
+def weights_key(profile: Profile, backbone: str) -> str:
+    """Return a key of the file that a backbone starts from; of its name alone where Keras keeps it."""
+    source = profile.weights[backbone] if backbone else ""
+    if source in ("", "none", "imagenet"):
+        return source
+    from hematovision.learn.backbones import weights_file
+
+    file = weights_file(backbone, source)
+    return _sha256(file) if file else source
+
+
 def count_files(profile: Profile, data: str | Path | None = None) -> int:
     """Return about how many images a profile reads."""
     if profile.dataset == "synthetic":

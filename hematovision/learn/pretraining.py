@@ -1,0 +1,369 @@
+"""Backbones that have seen blood: each is trained on the eight classes of the Barcelona set (PBC).
+
+Their weights are the third source of initial weights, ``hematovision``, beside ``imagenet`` and
+``none``: transfer learning with all three backbones and no network. A fifth of the set is held out
+and takes no part, neither in training nor in choosing, so that whatever is built on these weights
+can still be tested on PBC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import hematovision
+from hematovision.classes import EIGHT
+from hematovision.config import cache_folder, pretrained_file
+from hematovision.data.audit import linked_groups, near_duplicates
+from hematovision.data.catalog import load_set
+from hematovision.data.cells import CellStore, cut_cells
+from hematovision.data.splits import Split, grouped_split
+from hematovision.errors import HematoVisionError
+from hematovision.files import content_key, sha256_file
+from hematovision.learn import backbones, runtime
+from hematovision.learn.compact import load_compact, write_compact
+from hematovision.learn.training import Resumable, image_reader, one_hot, ordered_batches, training_batches
+from hematovision.vision.augment import build_augmentation
+
+if TYPE_CHECKING:
+    import keras
+
+PBC_SEED = 2026
+"""Of the split of PBC. It never changes: a cell that is held out once stays held out."""
+TEST_FRACTION = 0.2
+VALIDATION_FRACTION = 0.1
+CELL_SIZE = 128
+CROP_MARGIN = 0.15
+MOST_CHANGED = 0.005
+"""Largest share of validation cells that may be named otherwise once the weights are compact."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a pretraining at one size of pictures.
+
+    Attributes
+    ----------
+    size : int
+        Pixels a side.
+    epochs : int
+    rate : float
+        Highest learning rate: reached in a warm-up of one epoch, then lowered along a cosine.
+    """
+
+    size: int
+    epochs: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one backbone is pretrained.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+        One after the other. What starts from nothing learns coarse shapes on small pictures first,
+        where an epoch costs a fraction.
+    weights : str
+        Where it starts, if nothing else is asked for.
+    precision : str
+    """
+
+    stages: tuple[Stage, ...]
+    weights: str = "none"
+    precision: str = "mixed_bfloat16"
+    batch_size: int = 32
+    dropout: float = 0.3
+    label_smoothing: float = 0.05
+    augmentation: float = 1.0
+    seed: int = 2026
+
+
+# found on two cores: mixed_bfloat16 is twice as fast for plain convolutions and slower for depthwise
+# ones. VGG16 has no batch normalisation to forgive a large step and is unstable at 3e-4.
+PLANS: dict[str, Plan] = {
+    "vgg16": Plan((Stage(64, 12, 2e-4), Stage(96, 4, 1e-4))),
+    "mobilenetv2": Plan((Stage(128, 15, 3e-4),), weights="imagenet", precision="float32"),
+    "resnet50": Plan((Stage(64, 14, 1e-3), Stage(96, 5, 5e-4))),
+}
+
+
+def plan_for(backbone: str, weights: str | None = None, epochs: int | None = None) -> Plan:
+    """Return the plan of a backbone, with other initial weights or another number of epochs if given.
+
+    Checked before any work.
+
+    Raises
+    ------
+    WeightsError
+        If the initial weights can't be had.
+    """
+    plan = PLANS[backbone]
+    if weights:
+        plan = dataclasses.replace(plan, weights=weights)
+    if epochs:
+        plan = dataclasses.replace(
+            plan, stages=tuple(dataclasses.replace(s, epochs=epochs) for s in plan.stages)
+        )
+    backbones.check_source(backbone, plan.weights)
+    return plan
+
+
+@dataclass(frozen=True)
+class EightClasses:
+    """The Barcelona set as pretraining and the final model see it.
+
+    Attributes
+    ----------
+    cells : CellStore
+    split : Split
+        ``test`` is held out from everything but the last evaluation.
+    labels : float32 array of shape (rows, 8), one-hot in the order of `classes.EIGHT`
+    groups : array of str, shape (rows,)
+        Images that are copies of one another share one.
+    """
+
+    cells: CellStore
+    split: Split
+    labels: NDArray[np.float32]
+    groups: NDArray[np.str_]
+
+
+def read_eight_classes(
+    data: Path | str | None = None,
+    *,
+    size: int = CELL_SIZE,
+    margin: float = CROP_MARGIN,
+    progress: Callable[[int, int], None] | None = None,
+) -> EightClasses:
+    """Read PBC, split it by groups of near-duplicates, and cut out its cells.
+
+    Parameters
+    ----------
+    data : path, optional
+        The folder that holds ``pbc/``.
+    size, margin : int, float
+        Of the crops.
+    progress : callable, optional
+        Called with (done, total) images.
+
+    Raises
+    ------
+    DataError
+        If the set is not there, or lacks a class.
+    """
+    images = load_set("pbc", data, progress=progress)
+    manifest = images.manifest[images.manifest["status"] == "ok"].reset_index(drop=True)
+    pairs = near_duplicates(manifest, images.root, cache_folder())
+    groups = linked_groups(manifest, pairs)
+    split = grouped_split(manifest, groups, PBC_SEED, TEST_FRACTION, VALIDATION_FRACTION)
+    cells = cut_cells(manifest, images.root, cache_folder(), size=size, margin=margin, progress=progress)
+    labels = one_hot(cells.table["label"].tolist(), EIGHT)
+    return EightClasses(cells, split, labels, groups.reindex(cells.table["path"]).to_numpy(str))
+
+
+def pretrain(
+    backbone: str,
+    cells: EightClasses,
+    *,
+    plan: Plan | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train a backbone on eight classes and write its weights, compact.
+
+    A killed training goes on from its last whole epoch.
+
+    Parameters
+    ----------
+    backbone : str
+    cells : EightClasses
+    plan : Plan, optional
+        `PLANS` of this backbone unless given.
+    out : path, optional
+        `config.pretrained_file` unless given.
+    say : callable
+        Takes a line of progress.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    WeightsError
+        If the weights to start from can't be had.
+    HematoVisionError
+        If compression changes more than 0.5 % of what is said of the validation cells.
+    """
+    plan = plan or PLANS[backbone]
+    keras = runtime.start(plan.seed)
+    keras.config.set_dtype_policy(plan.precision)
+    base = backbones.build_base(backbone, plan.weights, plan.seed)
+    features = backbones.get_backbone(backbone).features
+    head = backbones.build_head(features, len(EIGHT), plan.dropout, plan.seed)
+    from_nothing = plan.weights == "none"
+    backbones.set_trainable(base, 0, frozen_batch_norm=not from_nothing)
+    seconds = 0.0
+    for number, stage in enumerate(plan.stages):
+        say(f"{backbone}: {stage.epochs} epochs at {stage.size} pixels")
+        classifier = backbones.build_classifier(
+            backbone, base, head, stage.size, frozen_batch_norm=not from_nothing
+        )
+        seconds += _train_stage(classifier, cells, plan, number, _key(backbone, cells, plan, number))
+    return _release(backbone, base, head, cells, plan, seconds, out or pretrained_file(backbone), say)
+
+
+def _key(backbone: str, cells: EightClasses, plan: Plan, number: int) -> str:
+    """Name a stage by all that its result depends on, the code included."""
+    package = Path(hematovision.__file__).parent
+    names = ("learn/backbones.py", "learn/pretraining.py", "learn/training.py", "vision/augment.py")
+    file = backbones.weights_file(backbone, plan.weights)
+    return content_key(
+        backbone,
+        dataclasses.asdict(plan),
+        number,
+        sha256_file(file) if file else plan.weights,
+        cells.cells.key,
+        cells.split.train,
+        cells.split.validation,
+        [sha256_file(package / name) for name in names],
+    )
+
+
+def _train_stage(classifier: keras.Model, cells: EightClasses, plan: Plan, number: int, key: str) -> float:
+    import keras
+
+    stage = plan.stages[number]
+    images = keras.Input((stage.size, stage.size, 3))
+    augmented = build_augmentation(plan.augmentation, plan.seed)(images)
+    model = keras.Model(images, classifier(augmented), name="pretraining")
+    train = cells.cells.rows_of(cells.split.train)
+    validation = cells.cells.rows_of(cells.split.validation)
+    steps = len(train) // min(plan.batch_size, len(train))
+    model.compile(
+        keras.optimizers.AdamW(_warm_cosine(stage, steps), weight_decay=1e-4, global_clipnorm=1.0),
+        keras.losses.CategoricalCrossentropy(label_smoothing=plan.label_smoothing),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    # the schedule lowers the rate, so that neither a plateau nor patience has a say
+    run = Resumable(
+        model,
+        cache_folder() / "checkpoints" / f"pretraining-{key}",
+        epochs=stage.epochs,
+        patience=10 * stage.epochs,
+        seed=plan.seed + number,
+    )
+    read = image_reader(cells.cells, stage.size)
+    batches, steps = training_batches(
+        read,
+        train,
+        cells.labels[train],
+        cells.groups[train],
+        batch_size=plan.batch_size,
+        copies_per_photograph=0,
+        seed=plan.seed + number,
+        epochs=stage.epochs,
+        initial_epoch=run.initial_epoch,
+    )
+    counts = cells.labels[train].sum(axis=0)
+    model.fit(
+        batches,
+        steps_per_epoch=steps,
+        epochs=stage.epochs,
+        initial_epoch=run.initial_epoch,
+        validation_data=ordered_batches(read, validation, cells.labels[validation]),
+        class_weight={i: float(len(train) / (len(EIGHT) * n)) for i, n in enumerate(counts)},
+        callbacks=run.callbacks,
+        shuffle=False,
+        verbose=0,
+    )
+    run.finish()
+    return run.seconds
+
+
+def _warm_cosine(stage: Stage, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    import keras
+
+    return keras.optimizers.schedules.CosineDecay(
+        stage.rate / 100,
+        decay_steps=max(1, (stage.epochs - 1) * steps),
+        alpha=0.02,
+        warmup_target=stage.rate,
+        warmup_steps=steps,
+    )
+
+
+def _release(
+    backbone: str,
+    base: keras.Model,
+    head: keras.Model,
+    cells: EightClasses,
+    plan: Plan,
+    seconds: float,
+    out: Path,
+    say: Callable[[str], None],
+) -> Path:
+    """Write the compact weights, once they are known to say the same as the full ones."""
+    import keras
+
+    keras.config.set_dtype_policy("float32")
+    size = plan.stages[-1].size
+    rows = cells.cells.rows_of(cells.split.validation)
+    plain = backbones.build_base(backbone, "none", plan.seed)
+    plain.set_weights(base.get_weights())
+    top = backbones.build_head(backbones.get_backbone(backbone).features, len(EIGHT), plan.dropout, plan.seed)
+    top.set_weights(head.get_weights())
+    model = backbones.build_classifier(backbone, plain, top, size, frozen_batch_norm=True)
+    full = _predict(model, cells, rows, size)
+    facts: dict[str, Any] = {
+        "backbone": backbone,
+        "classes": list(EIGHT),
+        "data": "pbc",
+        "images": {"training": len(cells.split.train), "validation": len(rows)},
+        "held_out": len(cells.split.test),
+        "cells": cells.cells.key,
+        "plan": dataclasses.asdict(plan),
+        "input_size": size,
+        "minutes": round(seconds / 60, 1),
+    }
+    draft = out.with_name(f".{out.name}")
+    try:
+        write_compact(plain, draft, facts)
+        load_compact(plain, draft)
+        compact = _predict(model, cells, rows, size)
+    finally:
+        draft.unlink(missing_ok=True)
+    changed = float((compact != full).mean())
+    if changed > MOST_CHANGED:
+        raise HematoVisionError(
+            f"compact weights of {backbone} change {changed:.2%} of the predictions", "train it for longer"
+        )
+    truth = cells.labels[rows].argmax(axis=1)
+    recalls = [float((compact[truth == i] == i).mean()) for i in range(len(EIGHT)) if (truth == i).any()]
+    facts["validation"] = {
+        "accuracy": float((compact == truth).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "changed_by_compression": changed,
+    }
+    plain.set_weights(base.get_weights())
+    write_compact(plain, out, facts)
+    say(
+        f"{out}: balanced accuracy {facts['validation']['balanced_accuracy']:.1%} on {len(rows)} validation "
+        f"cells, {changed:.2%} named otherwise than before compression"
+    )
+    return out
+
+
+def _predict(model: keras.Model, cells: EightClasses, rows: NDArray[np.int64], size: int) -> NDArray[Any]:
+    batches = ordered_batches(image_reader(cells.cells, size), rows, cells.labels[rows])
+    return np.concatenate([model.predict_on_batch(images).argmax(axis=1) for images, _ in batches])
