@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from hematovision.data.scan import is_image, walk_files
 from hematovision.errors import ConfigError, HematoVisionError, ImageError
 from hematovision.files import atomic_path
+from hematovision.probabilities import calibrate
 from hematovision.release.bundle import Bundle, load_bundle, open_model, run_model
 from hematovision.vision.crop import crop_cell
 from hematovision.vision.field import RGB, Box
@@ -213,25 +214,6 @@ class Classifier:
             "; ".join(reasons),
             dict(zip(self.classes, said.tolist(), strict=True)),
         )
-
-
-def calibrate(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """Divide the logarithms of probabilities by a temperature (Guo et al. 2017).
-
-    Parameters
-    ----------
-    probabilities : array of shape (..., C), rows sum to 1
-    temperature : float
-        Above 0; above 1 makes a model less sure.
-
-    Returns
-    -------
-    float64 array of the same shape, rows sum to 1
-    """
-    # a probability that float32 rounded to 0 stays a number
-    logarithms = np.log(np.maximum(probabilities.astype(np.float64), 1e-12)) / temperature
-    powers = np.exp(logarithms - logarithms.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
 def sharpness(rgb: RGB, box: Box) -> float:
