@@ -162,7 +162,8 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from hematovision.learn.pretraining import plan_for, pretrain, read_eight_classes
+    from hematovision.data.eight import read_eight_classes
+    from hematovision.learn.pretraining import plan_for, pretrain
 
     if options.out and options.out.suffix != ".npz":
         raise ConfigError(f"compact weights are not written as {options.out.name}", "use .npz")

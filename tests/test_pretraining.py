@@ -13,10 +13,11 @@ import pytest
 from hematovision.classes import EIGHT
 from hematovision.config import pretrained_file
 from hematovision.data.cells import CellStore
+from hematovision.data.eight import EightClasses
 from hematovision.data.splits import Split
 from hematovision.errors import WeightsError
 from hematovision.learn import backbones, compact, pretraining, runtime
-from hematovision.learn.pretraining import EightClasses, Plan, Stage
+from hematovision.learn.pretraining import Plan, Stage
 
 
 def coloured_cells(each: int = 12, size: int = 32) -> EightClasses:

@@ -20,26 +20,25 @@ from numpy.typing import NDArray
 import hematovision
 from hematovision.classes import EIGHT
 from hematovision.config import cache_folder, pretrained_file
-from hematovision.data.audit import linked_groups, near_duplicates
-from hematovision.data.catalog import load_set
-from hematovision.data.cells import CellStore, cut_cells
-from hematovision.data.splits import Split, grouped_split
+from hematovision.data.eight import PBC_SEED, EightClasses
 from hematovision.errors import HematoVisionError
 from hematovision.files import content_key, sha256_file
 from hematovision.learn import backbones, runtime
 from hematovision.learn.compact import load_compact, write_compact
-from hematovision.learn.training import Resumable, image_reader, one_hot, ordered_batches, training_batches
+from hematovision.learn.recipe import Trained
+from hematovision.learn.training import (
+    Resumable,
+    class_weights,
+    draw_copies,
+    image_reader,
+    ordered_batches,
+    training_batches,
+)
 from hematovision.vision.augment import build_augmentation
 
 if TYPE_CHECKING:
     import keras
 
-PBC_SEED = 2026
-"""Of the split of PBC. It never changes: a cell that is held out once stays held out."""
-TEST_FRACTION = 0.2
-VALIDATION_FRACTION = 0.1
-CELL_SIZE = 128
-CROP_MARGIN = 0.15
 MOST_CHANGED = 0.005
 """Largest share of validation cells that may be named otherwise once the weights are compact."""
 
@@ -116,59 +115,6 @@ def plan_for(backbone: str, weights: str | None = None, epochs: int | None = Non
     return plan
 
 
-@dataclass(frozen=True)
-class EightClasses:
-    """The Barcelona set as pretraining and the final model see it.
-
-    Attributes
-    ----------
-    cells : CellStore
-    split : Split
-        ``test`` is held out from everything but the last evaluation.
-    labels : float32 array of shape (rows, 8), one-hot in the order of `classes.EIGHT`
-    groups : array of str, shape (rows,)
-        Images that are copies of one another share one.
-    """
-
-    cells: CellStore
-    split: Split
-    labels: NDArray[np.float32]
-    groups: NDArray[np.str_]
-
-
-def read_eight_classes(
-    data: Path | str | None = None,
-    *,
-    size: int = CELL_SIZE,
-    margin: float = CROP_MARGIN,
-    progress: Callable[[int, int], None] | None = None,
-) -> EightClasses:
-    """Read PBC, split it by groups of near-duplicates, and cut out its cells.
-
-    Parameters
-    ----------
-    data : path, optional
-        The folder that holds ``pbc/``.
-    size, margin : int, float
-        Of the crops.
-    progress : callable, optional
-        Called with (done, total) images.
-
-    Raises
-    ------
-    DataError
-        If the set is not there, or lacks a class.
-    """
-    images = load_set("pbc", data, progress=progress)
-    manifest = images.manifest[images.manifest["status"] == "ok"].reset_index(drop=True)
-    pairs = near_duplicates(manifest, images.root, cache_folder())
-    groups = linked_groups(manifest, pairs)
-    split = grouped_split(manifest, groups, PBC_SEED, TEST_FRACTION, VALIDATION_FRACTION)
-    cells = cut_cells(manifest, images.root, cache_folder(), size=size, margin=margin, progress=progress)
-    labels = one_hot(cells.table["label"].tolist(), EIGHT)
-    return EightClasses(cells, split, labels, groups.reindex(cells.table["path"]).to_numpy(str))
-
-
 def pretrain(
     backbone: str,
     cells: EightClasses,
@@ -205,21 +151,8 @@ def pretrain(
         If compression changes more than 0.5 % of what is said of the validation cells.
     """
     plan = plan or PLANS[backbone]
-    keras = runtime.start(plan.seed)
-    keras.config.set_dtype_policy(plan.precision)
-    base = backbones.build_base(backbone, plan.weights, plan.seed)
-    features = backbones.get_backbone(backbone).features
-    head = backbones.build_head(features, len(EIGHT), plan.dropout, plan.seed)
-    from_nothing = plan.weights == "none"
-    backbones.set_trainable(base, 0, frozen_batch_norm=not from_nothing)
-    seconds = 0.0
-    for number, stage in enumerate(plan.stages):
-        say(f"{backbone}: {stage.epochs} epochs at {stage.size} pixels")
-        classifier = backbones.build_classifier(
-            backbone, base, head, stage.size, frozen_batch_norm=not from_nothing
-        )
-        seconds += _train_stage(classifier, cells, plan, number, _key(backbone, cells, plan, number))
-    return _release(backbone, base, head, cells, plan, seconds, out or pretrained_file(backbone), say)
+    trained = train_plan(backbone, cells, plan, say)
+    return _release(backbone, trained, cells, plan, out or pretrained_file(backbone), say)
 
 
 def _key(backbone: str, cells: EightClasses, plan: Plan, number: int) -> str:
@@ -239,16 +172,61 @@ def _key(backbone: str, cells: EightClasses, plan: Plan, number: int) -> str:
     )
 
 
-def _train_stage(classifier: keras.Model, cells: EightClasses, plan: Plan, number: int, key: str) -> float:
+def train_plan(backbone: str, cells: EightClasses, plan: Plan, say: Callable[[str], None] = print) -> Trained:
+    """Train a network on eight classes as a plan says; a killed training goes on where it was.
+
+    Returns
+    -------
+    Trained
+        Its ``model`` maps images of the last stage's size to eight probabilities, in float32.
+
+    Raises
+    ------
+    WeightsError
+        If the weights to start from can't be had.
+    """
+    keras = runtime.start(plan.seed)
+    keras.config.set_dtype_policy(plan.precision)
+    base = backbones.build_base(backbone, plan.weights, plan.seed)
+    features = backbones.get_backbone(backbone).features
+    head = backbones.build_head(features, len(EIGHT), plan.dropout, plan.seed)
+    from_nothing = plan.weights == "none"
+    backbones.set_trainable(base, 0, frozen_batch_norm=not from_nothing)
+    histories, seconds = {}, 0.0
+    for number, stage in enumerate(plan.stages):
+        say(f"{backbone}: {stage.epochs} epochs at {stage.size} pixels")
+        classifier = backbones.build_classifier(
+            backbone, base, head, stage.size, frozen_batch_norm=not from_nothing
+        )
+        run = _train_stage(classifier, cells, plan, number, _key(backbone, cells, plan, number))
+        histories[f"{stage.size} pixels"] = run.finish()
+        seconds += run.seconds
+    model = _plain_classifier(backbone, plan)
+    model.set_weights(classifier.get_weights())
+    return Trained(model, histories, seconds)
+
+
+def _plain_classifier(backbone: str, plan: Plan) -> keras.Model:
+    """Return a classifier in float32, with the weights of nothing, for pictures of the last stage's size."""
+    import keras
+
+    keras.config.set_dtype_policy("float32")
+    base = backbones.build_base(backbone, "none", plan.seed)
+    head = backbones.build_head(backbones.get_backbone(backbone).features, len(EIGHT), 0.0, plan.seed)
+    return backbones.build_classifier(backbone, base, head, plan.stages[-1].size, frozen_batch_norm=True)
+
+
+def _train_stage(classifier: keras.Model, cells: EightClasses, plan: Plan, number: int, key: str) -> Resumable:
     import keras
 
     stage = plan.stages[number]
     images = keras.Input((stage.size, stage.size, 3))
     augmented = build_augmentation(plan.augmentation, plan.seed)(images)
     model = keras.Model(images, classifier(augmented), name="pretraining")
-    train = cells.cells.rows_of(cells.split.train)
-    validation = cells.cells.rows_of(cells.split.validation)
-    steps = len(train) // min(plan.batch_size, len(train))
+    train, validation = cells.rows("train"), cells.rows("validation")
+    validation = validation[draw_copies(cells.groups[validation], cells.copies, PBC_SEED)]
+    drawn = len(draw_copies(cells.groups[train], cells.copies, 0))
+    steps = drawn // min(plan.batch_size, drawn)
     model.compile(
         keras.optimizers.AdamW(_warm_cosine(stage, steps), weight_decay=1e-4, global_clipnorm=1.0),
         keras.losses.CategoricalCrossentropy(label_smoothing=plan.label_smoothing),
@@ -270,25 +248,23 @@ def _train_stage(classifier: keras.Model, cells: EightClasses, plan: Plan, numbe
         cells.labels[train],
         cells.groups[train],
         batch_size=plan.batch_size,
-        copies_per_photograph=0,
+        copies_per_photograph=cells.copies,
         seed=plan.seed + number,
         epochs=stage.epochs,
         initial_epoch=run.initial_epoch,
     )
-    counts = cells.labels[train].sum(axis=0)
     model.fit(
         batches,
         steps_per_epoch=steps,
         epochs=stage.epochs,
         initial_epoch=run.initial_epoch,
         validation_data=ordered_batches(read, validation, cells.labels[validation]),
-        class_weight={i: float(len(train) / (len(EIGHT) * n)) for i, n in enumerate(counts)},
+        class_weight=class_weights(cells.labels[train], cells.groups[train], cells.copies),
         callbacks=run.callbacks,
         shuffle=False,
         verbose=0,
     )
-    run.finish()
-    return run.seconds
+    return run
 
 
 def _warm_cosine(stage: Stage, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -304,27 +280,12 @@ def _warm_cosine(stage: Stage, steps: int) -> keras.optimizers.schedules.Learnin
 
 
 def _release(
-    backbone: str,
-    base: keras.Model,
-    head: keras.Model,
-    cells: EightClasses,
-    plan: Plan,
-    seconds: float,
-    out: Path,
-    say: Callable[[str], None],
+    backbone: str, trained: Trained, cells: EightClasses, plan: Plan, out: Path, say: Callable[[str], None]
 ) -> Path:
     """Write the compact weights, once they are known to say the same as the full ones."""
-    import keras
-
-    keras.config.set_dtype_policy("float32")
-    size = plan.stages[-1].size
-    rows = cells.cells.rows_of(cells.split.validation)
-    plain = backbones.build_base(backbone, "none", plan.seed)
-    plain.set_weights(base.get_weights())
-    top = backbones.build_head(backbones.get_backbone(backbone).features, len(EIGHT), plan.dropout, plan.seed)
-    top.set_weights(head.get_weights())
-    model = backbones.build_classifier(backbone, plain, top, size, frozen_batch_norm=True)
-    full = _predict(model, cells, rows, size)
+    model, size, rows = trained.model, plan.stages[-1].size, cells.rows("validation")
+    base = model.get_layer(backbone)
+    full_weights = base.get_weights()
     facts: dict[str, Any] = {
         "backbone": backbone,
         "classes": list(EIGHT),
@@ -334,12 +295,13 @@ def _release(
         "cells": cells.cells.key,
         "plan": dataclasses.asdict(plan),
         "input_size": size,
-        "minutes": round(seconds / 60, 1),
+        "minutes": round(trained.seconds / 60, 1),
     }
-    draft = out.with_name(f".{out.name}")
+    full = _predict(model, cells, rows, size)
+    draft = out.with_name(f".{out.stem}.draft.npz")
     try:
-        write_compact(plain, draft, facts)
-        load_compact(plain, draft)
+        write_compact(base, draft, facts)
+        load_compact(base, draft)
         compact = _predict(model, cells, rows, size)
     finally:
         draft.unlink(missing_ok=True)
@@ -355,8 +317,8 @@ def _release(
         "balanced_accuracy": float(np.mean(recalls)),
         "changed_by_compression": changed,
     }
-    plain.set_weights(base.get_weights())
-    write_compact(plain, out, facts)
+    base.set_weights(full_weights)
+    write_compact(base, out, facts)
     say(
         f"{out}: balanced accuracy {facts['validation']['balanced_accuracy']:.1%} on {len(rows)} validation "
         f"cells, {changed:.2%} named otherwise than before compression"
