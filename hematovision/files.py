@@ -116,6 +116,22 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
+def check_writable(folder: Path | str) -> None:
+    """Make sure, before any work, that files can be written into a folder; make it if it is missing.
+
+    Raises
+    ------
+    HematoVisionError
+        Naming the folder, if they can't.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as handle:
+            handle.write(b"\0" * 4096)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+
+
 def read_json(path: Path | str) -> Any:
     """Read JSON.
 

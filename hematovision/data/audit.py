@@ -5,17 +5,18 @@ Nothing is corrected here. An audit counts and lists; `hematovision.data.splits`
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from hematovision.data.manifest import Manifest
 from hematovision.data.photographs import (
@@ -336,15 +337,15 @@ def _find_by_thumbnails(
     paths: list[str], root: Path, pool: ThreadPoolExecutor, progress: Progress | None
 ) -> Iterator[_Found]:
     """Yield the pairs that are the same picture as a whole, whatever their size and brightness."""
-    thumbnails = np.empty((len(paths), _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
+    thumbnails = _scratch((len(paths), _THUMBNAIL, _THUMBNAIL, 3), np.uint8)
+    step = _THUMBNAIL // _COARSE
+    unit = np.empty((len(paths), _COARSE * _COARSE), np.float32)
     read = pool.map(lambda path: _thumbnail(read_image(root / path, name=path)), paths)
     for i, thumbnail in enumerate(read):
         thumbnails[i] = thumbnail
+        unit[i] = thumbnail.reshape(_COARSE, step, _COARSE, step, 3).mean(axis=(1, 3, 4)).reshape(-1)
         if progress is not None:
             progress(i + 1, len(paths))
-    step = _THUMBNAIL // _COARSE
-    coarse = thumbnails.reshape(len(paths), _COARSE, step, _COARSE, step, 3).mean(axis=(2, 4, 5))
-    unit = coarse.reshape(len(paths), -1).astype(np.float32)
     unit -= unit.mean(axis=1, keepdims=True)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
     for start in range(0, len(paths), _BLOCK):
@@ -354,6 +355,12 @@ def _find_by_thumbnails(
                 similarity = correlate(thumbnails[a], thumbnails[b])
                 if similarity >= SAME_THUMBNAIL:
                     yield int(a), int(b), similarity, 1.0, True
+
+
+def _scratch(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array that lies in a nameless file: what grows with the images stays out of memory."""
+    with tempfile.TemporaryFile() as handle:
+        return np.memmap(handle, dtype, "w+", shape=shape)
 
 
 def _thumbnail(rgb: RGB) -> NDArray[np.uint8]:
@@ -464,14 +471,23 @@ def nearest_twins(
     describer = _Describer(image_set.root, rows["sha256"], cache, workers)
     described = describer.describe(sorted(wanted), progress)
     places = {path: i for i, path in enumerate(sorted(wanted))}
-    ours, theirs = (described[[places[path] for path in paths]] for paths in (chosen, train))
-    table = []
+    ours = described[[places[path] for path in chosen]].astype(np.float32)
+    nearest = np.zeros(len(chosen), np.int64)
+    likeness = np.full(len(chosen), -np.inf, np.float32)
+    for start in range(0, len(train), _BLOCK):
+        block = described[[places[path] for path in train[start : start + _BLOCK]]].astype(np.float32)
+        alike = ours @ block.T
+        best = alike.argmax(axis=1)
+        value = alike[np.arange(len(chosen)), best]
+        better = value > likeness
+        nearest[better], likeness[better] = start + best[better], value[better]
+    distances = np.sqrt(np.clip(1.0 - likeness, 0.0, 1.0))
     sources = rows["source"]
-    for path, descriptor in zip(chosen, ours, strict=True):
-        distances = np.sqrt(np.clip(1.0 - np.einsum("ij,j->i", theirs, descriptor), 0.0, 1.0))
-        nearest = train[int(distances.argmin())]
-        same = sources[path] != "" and sources[path] == sources[nearest]
-        table.append((path, nearest, float(distances.min()), bool(same)))
+    table = []
+    for path, place, distance in zip(chosen, nearest, distances, strict=True):
+        twin = train[int(place)]
+        same = sources[path] != "" and sources[path] == sources[twin]
+        table.append((path, twin, float(distance), bool(same)))
     return pd.DataFrame(table, columns=list(TWIN_COLUMNS))
 
 
@@ -513,9 +529,9 @@ class _Describer:
         self._folder = None if cache is None else Path(cache) / "twins"
         self._workers = workers
 
-    def describe(self, paths: list[str], progress: Progress | None) -> NDArray[np.float32]:
+    def describe(self, paths: list[str], progress: Progress | None) -> NDArray[np.float16]:
         """Return one row a path."""
-        out = np.zeros((len(paths), int(np.prod(_TWIN_BINS))), np.float32)
+        out = _scratch((len(paths), int(np.prod(_TWIN_BINS))), np.float16)
         with single_threaded_opencv(), ThreadPoolExecutor(max(1, self._workers)) as pool:
             for start in range(0, len(paths), _CHUNK):
                 chunk = paths[start : start + _CHUNK]

@@ -24,7 +24,7 @@ from hematovision.data.scan import (
     share_sources,
 )
 from hematovision.errors import DataError, HematoVisionError
-from hematovision.files import atomic_path, content_key, read_json, sha256_file, write_json
+from hematovision.files import atomic_path, check_writable, content_key, read_json, sha256_file, write_json
 from hematovision.vision import image
 from hematovision.vision.field import Box
 
@@ -281,6 +281,8 @@ def write_set_manifest(
     name: str, out: Path | str, data: Path | str | None = None, progress: Progress | None = None
 ) -> ImageSet:
     """Load a set and write its manifest as CSV; what ``hematovision manifest`` does."""
+    for place in (Path(out).resolve().parent, cache_folder()):
+        check_writable(place)  # before every image is read for nothing
     image_set = load_set(name, data, progress=progress)
     write_manifest(image_set.manifest, out)
     return image_set

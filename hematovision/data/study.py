@@ -22,7 +22,8 @@ from hematovision.errors import DataError
 from hematovision.files import read_json, write_json, write_text
 from hematovision.vision.field import Box
 
-_LEFT_OUT = ("unreadable", "truncated", "unlabelled")
+_UNDECODABLE = ("unreadable", "truncated")
+_LEFT_OUT = (*_UNDECODABLE, "unlabelled")
 _PAIR_NAMES = {f"{what}_{side}": str for what in ("source", "path", "label") for side in ("a", "b")}
 _NOT_WHITE = ("RBC", "Platelets", "platelet")
 
@@ -78,10 +79,11 @@ class Study:
         return self.groups.reindex(index).fillna(pd.Series(index, index=index)).to_numpy(str)
 
     def annotated(self) -> dict[str, tuple[Box, ...]]:
-        """Return the annotated white cells of every annotated photograph."""
+        """Return the annotated white cells of every annotated photograph, labelled or not."""
+        photographs = self.manifest[self.manifest["split"] == "photograph"]
         return {
             path: tuple(b for b in self.boxes[path] if b.label not in _NOT_WHITE)
-            for path in self.images("photograph")["path"]
+            for path in photographs.loc[~photographs["status"].isin(_UNDECODABLE), "path"]
             if path in self.boxes
         }
 

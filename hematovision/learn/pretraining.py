@@ -216,7 +216,9 @@ def _plain_classifier(backbone: str, plan: Plan) -> keras.Model:
     return backbones.build_classifier(backbone, base, head, plan.stages[-1].size, frozen_batch_norm=True)
 
 
-def _train_stage(classifier: keras.Model, cells: EightClasses, plan: Plan, number: int, key: str) -> Resumable:
+def _train_stage(
+    classifier: keras.Model, cells: EightClasses, plan: Plan, number: int, key: str
+) -> Resumable:
     import keras
 
     stage = plan.stages[number]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hematovision.config import Profile, cache_folder, data_folder
-from hematovision.errors import DataError, HematoVisionError
+from hematovision.errors import ConfigError, DataError, HematoVisionError
 from hematovision.files import content_key, read_json, sha256_file, write_json
 
 NUMERIC_PACKAGES = ("numpy", "scipy", "pandas", "opencv-python-headless", "pillow", "scikit-learn", "keras")
@@ -99,6 +99,11 @@ def _roots(profile: Profile, data: str | Path | None) -> list[tuple[str, Path]]:
     # the catalogue brings the readers and what they decode with; a run on drawn cells needs none
     from hematovision.data.catalog import find_root, find_row
 
+    for name in sorted(set(profile.classes) - set(find_row(profile.dataset).classes)):
+        raise ConfigError(
+            f"profile '{profile.name}': {profile.dataset} has no class '{name}'",
+            f"its classes are {', '.join(find_row(profile.dataset).classes)}",
+        )
     return [(name, find_root(find_row(name), data_folder(data))) for name in names]
 
 

@@ -29,7 +29,13 @@ _METRICS = {
 }
 
 
-def build_report(folder: Path, jobs: Sequence[Job], artifacts: Path, manifest: Mapping[str, Any]) -> None:
+def build_report(
+    folder: Path,
+    jobs: Sequence[Job],
+    artifacts: Path,
+    manifest: Mapping[str, Any],
+    data: str | Path | None = None,
+) -> None:
     """Write a report: its pages, ``metrics.json`` and ``manifest.json``.
 
     Parameters
@@ -42,6 +48,8 @@ def build_report(folder: Path, jobs: Sequence[Job], artifacts: Path, manifest: M
         Folder of the run: executed notebooks, ``metrics.json`` and ``figures/``.
     manifest : mapping
         What `run` knows of the run.
+    data : path, optional
+        The data folder of the run: its place on this machine is left out of the pages.
 
     Raises
     ------
@@ -54,7 +62,7 @@ def build_report(folder: Path, jobs: Sequence[Job], artifacts: Path, manifest: M
     pages += [{"file": f"{job.name}.html", "title": _short(job)} for job in jobs]
     environment = _environment(pages, manifest)
     exporter = _exporter()
-    scrubbed = _scrubbed(artifacts)
+    scrubbed = _scrubbed(artifacts, data)
     for number, job in enumerate(jobs, start=1):
         body = _body(exporter, executed_path(artifacts, job.name), scrubbed, jobs)
         html = environment.get_template("notebook.html.j2").render(
@@ -161,11 +169,11 @@ def _shown_cells(cells: Sequence[Any]) -> list[Any]:
     return shown
 
 
-def _scrubbed(artifacts: Path) -> dict[str, str]:
+def _scrubbed(artifacts: Path, data: str | Path | None = None) -> dict[str, str]:
     """Return folders of this machine and what a page calls them, longest first."""
     folders = {
         str(artifacts): "artifacts",
-        str(data_folder()): "data",
+        str(data_folder(data)): "data",
         str(project_root()): ".",
         str(Path.home()): "~",
     }
@@ -236,6 +244,11 @@ def report_warnings(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> l
             "Rows of the random split demonstrate a leak: copies of one photograph stand on both "
             "sides of it, so they measure memory as much as skill."
         )
+    if others := profile.get("extra_training"):
+        warnings.append(
+            f"Training saw the cells of {' and '.join(others)} as well, from another laboratory; they were "
+            "never validated or tested on."
+        )
     blank = sorted({_title(m["backbone"]) for m in models if m.get("weights") == "none"})
     if blank:
         warnings.append(
@@ -247,16 +260,20 @@ def report_warnings(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> l
 
 def _model_row(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     counts = [(model.get("n_images"), "images"), (model.get("n_photographs"), "photographs")]
-    known = {"none": "none, short training", "imagenet": "ImageNet"}
     return {
         "title": _title(model["backbone"]),
-        "weights": known.get(model["weights"], Path(model["weights"]).name),
+        "weights": _weights(model["weights"]),
         "split": model["split"],
         "leaky": model["split"] == "random",
         "test_set": model["test_set"],
         "sizes": [f"{count:,} {unit}" for count, unit in counts if count],
         "metrics": [_value(model["metrics"].get(name)) for name in names],
     }
+
+
+def _weights(source: str) -> str:
+    known = {"none": "none, short training", "imagenet": "ImageNet", "hematovision": "blood (PBC)"}
+    return known.get(source, Path(source).name)
 
 
 def _value(metric: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def _git(root: Path, *command: str) -> str:
 def package_versions() -> dict[str, str]:
     """Return name and version of every installed package."""
     pairs = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    return dict(sorted((name.lower(), version) for name, version in pairs.items() if name))
+    # names as the package index writes them: some distributions call themselves tensorflow_cpu
+    return dict(sorted((re.sub(r"[-_.]+", "-", n).lower(), v) for n, v in pairs.items() if n))
 
 
 def hardware() -> dict[str, Any]:

@@ -86,7 +86,20 @@ def begin_job(folder: Path, name: str, key: str) -> None:
     with contextlib.suppress(HematoVisionError, KeyError, TypeError):
         if read_json(path)["key"] == key:
             return
-    write_json(path, {"key": key, "before": _list_files(folder)})
+    write_json(path, {"key": key, "before": _list_files(folder), "seconds": 0.0})
+
+
+def seconds_before(folder: Path, name: str) -> float:
+    """Return the seconds that attempts which were killed have spent on a job that is begun."""
+    with contextlib.suppress(HematoVisionError, KeyError, TypeError, ValueError):
+        return float(read_json(_begun_path(folder, name))["seconds"])
+    return 0.0
+
+
+def note_seconds(folder: Path, name: str, seconds: float) -> None:
+    """Note how long a job has been going on over all attempts, for the next one if this is killed."""
+    path = _begun_path(folder, name)
+    write_json(path, {**read_json(path), "seconds": round(seconds, 2)})
 
 
 def finish_job(folder: Path, name: str, backbone: str) -> dict[str, str]:

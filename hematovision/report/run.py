@@ -16,7 +16,6 @@ import select
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -42,7 +41,7 @@ from hematovision.config import (
     report_folder,
 )
 from hematovision.errors import HematoVisionError
-from hematovision.files import atomic_path, content_key, explain_os_error
+from hematovision.files import atomic_path, check_writable, content_key, explain_os_error
 from hematovision.report import inputs, records
 from hematovision.report.notebook import bind_parameters, read_cells, source_key
 from hematovision.report.process import JOB_MARK, MARK, end_processes
@@ -55,6 +54,10 @@ PREPARE = "prepare"
 _MEGABYTE = 1024**2
 _MODEL_MB = 150
 """Disk for one backbone's model and checkpoint: VGG16, the largest, has 15 million values kept twice."""
+
+
+_NOTE_SECONDS = 10.0
+"""Between two notes of how long a job has been going on: what a kill may lose of its time."""
 
 
 class StepFailed(HematoVisionError):
@@ -168,12 +171,7 @@ class Run:
 
     def _check_writable(self) -> None:
         for folder in (self.folder / RUN, report_folder(self.profile.name).parent, model_folder("").parent):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder) as handle:
-                    handle.write(b"\0" * 4096)
-            except OSError as error:
-                raise explain_os_error(error, folder) from error
+            check_writable(folder)
 
     def _take_lock(self) -> IO[str]:
         path = self.folder / RUN / "lock"
@@ -294,6 +292,7 @@ class Run:
         key = self._key(job)
         started = time.monotonic()
         records.begin_job(self.folder, job.name, key)
+        before = records.seconds_before(self.folder, job.name)
         executed = records.executed_path(self.folder, job.name)
         with atomic_path(executed) as partial:
             last = self._execute(job, partial)
@@ -302,7 +301,7 @@ class Run:
         record = Record(
             key=key,
             outputs=records.finish_job(self.folder, job.name, job.backbone),
-            seconds=round(time.monotonic() - started, 2),
+            seconds=round(before + time.monotonic() - started, 2),
             peak_mb=last["peak_mb"],
             finished=_now(),
         )
@@ -366,6 +365,8 @@ class Run:
         assert child.stdout is not None
         pipe, rest = child.stdout.fileno(), b""
         last: dict[str, Any] = {}
+        began, noted = time.monotonic(), 0.0
+        before = records.seconds_before(self.folder, job.name)
         while True:
             if select.select([pipe], [], [], 0.5)[0]:
                 block = os.read(pipe, 65536)
@@ -378,6 +379,9 @@ class Run:
                     if "cell" in last:
                         self._progress.cell(job.name, last["cell"], last["cells"])
             self._progress.tick()
+            if (spent := time.monotonic() - began) - noted > _NOTE_SECONDS:
+                noted = spent
+                records.note_seconds(self.folder, job.name, before + spent)
             if time.monotonic() > self._deadline:
                 where = f" at cell {last['cell']} of {last['cells']}" if "cell" in last else ""
                 raise HematoVisionError(
@@ -446,14 +450,15 @@ class Run:
                 },
             },
         }
-        if models := self._models():
-            with atomic_path(model_folder(self.profile.name)) as folder:
-                for path in models:
-                    target = folder / Path(path).relative_to("models")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(self.folder / path, target)
-        with atomic_path(report_folder(self.profile.name)) as folder:
-            build_report(folder, self.jobs, self.folder, manifest)
+        with atomic_path(report_folder(self.profile.name)) as report:
+            build_report(report, self.jobs, self.folder, manifest, data=self.data)
+            # inside: where the pages can't be made, the models stay those that the last pages tell of
+            if models := self._models():
+                with atomic_path(model_folder(self.profile.name)) as folder:
+                    for path in models:
+                        target = folder / Path(path).relative_to("models")
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copy2(self.folder / path, target)
         seconds = round(time.monotonic() - started, 2)
         records.write_record(self.folder, PUBLISH, Record(key, {}, seconds, 0, _now()))
 
