@@ -104,6 +104,8 @@ class Profile:
     dropout: float
     label_smoothing: float
     augmentation: float
+    optimizer: str
+    head: str
     head_epochs: int
     head_learning_rate: float
     fine_tune_epochs: dict[str, int]
@@ -112,6 +114,12 @@ class Profile:
     random_split_epochs: dict[str, int]
     transfer_epochs: int
     patience: int
+    # tuning, of one backbone
+    tuning_backbone: str
+    tuning_trials: int
+    tuning_epochs: int
+    tuning_photographs: int
+    tuning_copies: int
     # evaluation
     bootstrap_samples: int
     # the run
@@ -271,6 +279,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "random_split_epochs": (0, 1000),
     "transfer_epochs": (1, 1000),
     "patience": (1, 1000),
+    "tuning_trials": (0, 1000),
+    "tuning_epochs": (1, 1000),
+    "tuning_photographs": (0, 1_000_000),
+    "tuning_copies": (0, 1000),
     "bootstrap_samples": (100, 1_000_000),
     "time_limit_minutes": (0.1, 100_000),
 }
@@ -280,6 +292,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "extra_training": ("pbc",),
     "backbones": BACKBONE_NAMES,
     "precision": ("float32", "mixed_bfloat16"),
+    "optimizer": ("adam", "sgd"),
+    "head": ("average", "attention"),
+    "tuning_backbone": BACKBONE_NAMES,
 }
 
 

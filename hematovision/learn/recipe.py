@@ -40,6 +40,8 @@ from hematovision.vision.augment import build_augmentation
 if TYPE_CHECKING:
     import keras
 
+OPTIMIZERS = ("adam", "sgd")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -65,6 +67,8 @@ class Recipe:
     copies_per_photograph: int
     patience: int
     seed: int
+    optimizer: str = "adam"
+    head: str = "average"
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Recipe:
@@ -76,6 +80,16 @@ class Recipe:
     def pretrained(self) -> bool:
         """Whether the network starts from weights that were trained before."""
         return self.weights != "none"
+
+    @property
+    def frozen_epochs(self) -> int:
+        """Epochs of the stage that trains a new head on frozen features.
+
+        None for a network that starts from nothing, whose features are worth nothing yet, and none for
+        attention: what is kept on disk are averages, and a map of every image would take 4 to 16 times
+        the space. Attention is trained with the network from its first step.
+        """
+        return self.head_epochs if self.pretrained and self.head == "average" else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -168,8 +182,8 @@ def checkpoint_folder(recipe: Recipe, data: TrainingData, stage: str) -> Path:
         sha256_file(f) for f in [*sorted((package / "learn").glob("*.py")), package / "vision/augment.py"]
     ]
     # a weight file may be written anew under its old name
-    weights = Path(recipe.weights).expanduser()
-    initial = sha256_file(weights) if weights.is_file() else recipe.weights
+    weights = backbones.weights_file(recipe.backbone, recipe.weights)
+    initial = sha256_file(weights) if weights else recipe.weights
     rows = [data.train.tolist(), data.validation.tolist()]
     seen = [data.sources[data.train].tolist(), data.labels[[*rows[0], *rows[1]]].argmax(axis=1).tolist()]
     key = content_key(dataclasses.asdict(recipe), initial, data.cells.key, rows, seen, code)
@@ -204,22 +218,39 @@ class Trained:
     seconds: float
 
 
-def train_classifier(recipe: Recipe, data: TrainingData) -> Trained:
-    """Train as notebook 03 does: head on frozen features, then fine-tuning. Resumes a killed run."""
+def train_classifier(
+    recipe: Recipe,
+    data: TrainingData,
+    *,
+    folder: Path | None = None,
+    watchers: Sequence[keras.callbacks.Callback] = (),
+    quiet: bool = False,
+) -> Trained:
+    """Train as notebook 03 does: head on frozen features, then fine-tuning. Resumes a killed run.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data : TrainingData
+    folder : Path, optional
+        Where the checkpoints go, a folder a stage; `checkpoint_folder` unless given.
+    watchers : sequence of keras.callbacks.Callback, optional
+        Told of every epoch of fine-tuning, before its checkpoint; they may stop it.
+    quiet : bool
+        Print no line an epoch.
+    """
     import keras
 
     keras.config.set_dtype_policy(recipe.precision)
     base = backbones.build_base(recipe.backbone, recipe.weights, recipe.seed)
-    features = backbones.get_backbone(recipe.backbone).features
-    head = backbones.build_head(features, len(recipe.classes), recipe.dropout, recipe.seed)
+    head = build_head(recipe)
     histories, seconds = {}, 0.0
-    if recipe.head_epochs and recipe.pretrained:
+    if recipe.frozen_epochs:
         extractor = backbones.build_feature_extractor(recipe.backbone, base, recipe.input_size)
         read = feature_reader(frozen_features(extractor, data.cells, cache_folder()))
-        histories["head"], spent = _fit(
-            head, read, recipe, data, "head", recipe.head_epochs, recipe.head_learning_rate
-        )
-        seconds += spent
+        run = _resumable(head, recipe, data, "head", folder, quiet=quiet)
+        histories["head"] = _fit(head, read, recipe, data, run)
+        seconds += run.seconds
     classifier = backbones.build_classifier(
         recipe.backbone, base, head, recipe.input_size, frozen_batch_norm=recipe.pretrained
     )
@@ -227,30 +258,46 @@ def train_classifier(recipe: Recipe, data: TrainingData) -> Trained:
     if recipe.fine_tune_epochs:
         model = build_training_model(recipe, classifier)
         read = image_reader(data.cells, recipe.input_size)
-        histories["fine_tune"], spent = _fit(
-            model, read, recipe, data, "fine_tune", recipe.fine_tune_epochs, recipe.fine_tune_learning_rate
-        )
-        seconds += spent
+        run = _resumable(model, recipe, data, "fine_tune", folder, watchers, quiet=quiet)
+        histories["fine_tune"] = _fit(model, read, recipe, data, run)
+        seconds += run.seconds
     return Trained(in_float32(recipe, classifier), histories, seconds)
 
 
-def _fit(
+def _resumable(
     model: keras.Model,
-    read: Reader,
     recipe: Recipe,
     data: TrainingData,
     stage: str,
-    epochs: int,
-    rate: float,
-) -> tuple[pd.DataFrame, float]:
+    folder: Path | None,
+    watchers: Sequence[keras.callbacks.Callback] = (),
+    *,
+    quiet: bool,
+) -> Resumable:
+    epochs, rate = {
+        "head": (recipe.frozen_epochs, recipe.head_learning_rate),
+        "fine_tune": (recipe.fine_tune_epochs, recipe.fine_tune_learning_rate),
+    }[stage]
     compile_for_training(model, recipe, rate)
-    folder = checkpoint_folder(recipe, data, stage)
-    run = Resumable(model, folder, epochs=epochs, patience=recipe.patience, seed=recipe.seed)
+    return Resumable(
+        model,
+        folder / stage if folder else checkpoint_folder(recipe, data, stage),
+        epochs=epochs,
+        patience=recipe.patience,
+        seed=recipe.seed,
+        watchers=watchers,
+        quiet=quiet,
+    )
+
+
+def _fit(
+    model: keras.Model, read: Reader, recipe: Recipe, data: TrainingData, run: Resumable
+) -> pd.DataFrame:
     batches, steps = data.training_batches(read, recipe, run)
     model.fit(
         batches,
         steps_per_epoch=steps,
-        epochs=epochs,
+        epochs=run.epochs,
         initial_epoch=run.initial_epoch,
         validation_data=data.validation_batches(read),
         class_weight=data.class_weights(recipe),
@@ -258,19 +305,40 @@ def _fit(
         shuffle=False,  # the batches are shuffled already
         verbose=0,
     )
-    return run.finish(), run.seconds
+    return run.finish()
+
+
+def build_head(recipe: Recipe) -> keras.Model:
+    """Return a new head of the recipe's kind, for its backbone and classes."""
+    features = backbones.get_backbone(recipe.backbone).features
+    return backbones.build_head(features, len(recipe.classes), recipe.dropout, recipe.seed, recipe.head)
 
 
 def compile_for_training(model: keras.Model, recipe: Recipe, rate: float) -> None:
-    """Compile with Adam and categorical cross-entropy.
+    """Compile with the recipe's optimizer and categorical cross-entropy.
+
+    ``"adam"``, or ``"sgd"``: stochastic gradient descent with Nesterov's momentum of 0.9 (Sutskever et
+    al. 2013, ICML), whose rates are about 100 times as large for steps of the same length.
 
     Gradients are clipped to norm 1: networks that start from nothing meet a few huge ones in their
     first steps. Compiled without XLA, whose compilation costs more than these short runs would gain.
+
+    Raises
+    ------
+    ValueError
+        If there is no such optimizer.
     """
     import keras
 
+    if recipe.optimizer not in OPTIMIZERS:
+        raise ValueError(f"there is no optimizer '{recipe.optimizer}'; choose one of {', '.join(OPTIMIZERS)}")
+    optimizer = (
+        keras.optimizers.Adam(rate, global_clipnorm=1.0)
+        if recipe.optimizer == "adam"
+        else keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, global_clipnorm=1.0)
+    )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate, global_clipnorm=1.0),
+        optimizer=optimizer,
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=["accuracy"],
         jit_compile=False,
@@ -283,8 +351,7 @@ def in_float32(recipe: Recipe, classifier: keras.Model) -> keras.Model:
 
     keras.config.set_dtype_policy("float32")
     base = backbones.build_base(recipe.backbone, "none", recipe.seed)
-    features = backbones.get_backbone(recipe.backbone).features
-    head = backbones.build_head(features, len(recipe.classes), recipe.dropout, recipe.seed)
+    head = build_head(recipe)
     plain = backbones.build_classifier(recipe.backbone, base, head, recipe.input_size, frozen_batch_norm=True)
     plain.set_weights(classifier.get_weights())
     return plain

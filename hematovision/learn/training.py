@@ -180,6 +180,10 @@ def _batches(
     return tf.data.Dataset.range(len(positions)).map(load).prefetch(2)
 
 
+class TrainingDiverged(HematoVisionError):
+    """A loss that is no longer a finite number."""
+
+
 class Resumable:
     """The memory of one training: checkpoints, early stopping, rate reduction, history.
 
@@ -195,6 +199,10 @@ class Resumable:
         Epochs without a better validation loss before training stops; the learning rate is halved
         after half as many.
     seed : int
+    watchers : sequence of keras.callbacks.Callback, optional
+        Told of an epoch before its checkpoint is written, so that a stop they ask for is kept too.
+    quiet : bool
+        Print no line an epoch.
 
     Attributes
     ----------
@@ -212,7 +220,17 @@ class Resumable:
     >>> history = run.finish()                                                  # doctest: +SKIP
     """
 
-    def __init__(self, model: keras.Model, folder: Path, *, epochs: int, patience: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        folder: Path,
+        *,
+        epochs: int,
+        patience: int,
+        seed: int,
+        watchers: Sequence[keras.callbacks.Callback] = (),
+        quiet: bool = False,
+    ) -> None:
         import keras
 
         self.model, self.folder, self.epochs, self.seed = model, Path(folder), epochs, seed
@@ -226,8 +244,9 @@ class Resumable:
             _epoch_seeds(self),
             self.stopping,
             self.reducing,
+            *watchers,
             _checkpoint(self),
-            _progress_line(self),
+            *([] if quiet else [_progress_line(self)]),
         ]
 
     @property
@@ -289,13 +308,13 @@ class Resumable:
 
         Raises
         ------
-        HematoVisionError
-            If training has diverged: a loss is no longer a finite number.
+        TrainingDiverged
+            If a loss is no longer a finite number.
         """
         state = self.state
         row = {k: float(v) for k, v in logs.items()}
         if not np.isfinite(list(row.values())).all():
-            raise HematoVisionError(
+            raise TrainingDiverged(
                 f"training diverged in epoch {epoch + 1}: the loss is no longer a number",
                 "set a smaller learning rate",
             )
