@@ -214,6 +214,95 @@ class TestDistribution:
         assert not plots.plot_distribution(pd.Series([1.0, 2.0, 2.0])).lines
 
 
+class TestReliability:
+    TABLE = pd.DataFrame(
+        {
+            "confidence": [0.55, 0.8, 0.99],
+            "accuracy": [0.5, 0.85, 1.0],
+            "low": [0.31, 0.7, 0.9],
+            "high": [0.7, 0.93, 1.0],
+            "images": [10, 10, 20],
+        }
+    )
+
+    def test_points_against_the_diagonal_with_their_intervals(self) -> None:
+        ax = plots.plot_reliability(self.TABLE, title="Before")
+        intervals, points = ax.collections
+        assert np.asarray(points.get_offsets()) == pytest.approx(np.array([[55, 50], [80, 85], [99, 100]]))
+        assert points.get_sizes() == pytest.approx([95, 95, 170])
+        spans = [segment[:, 1].tolist() for segment in intervals.get_segments()]
+        assert spans == [pytest.approx(s) for s in ([31, 70], [70, 93], [90, 100])]
+        assert [line.get_xydata().tolist() for line in ax.lines] == [[[0, 0], [100, 100]]]
+        assert ax.get_xlim() == ax.get_ylim() == (30, 102)
+        assert ax.get_title(loc="left") == "Before"
+
+    def test_given_ones_are_used(self) -> None:
+        ax = plt.subplots()[1]
+        assert plots.plot_reliability(self.TABLE, ax) is ax
+
+
+class TestRiskCoverage:
+    FRAME = pd.DataFrame(
+        {"threshold": [0.9, 0.8, 0.6], "coverage": [0.25, 0.75, 1.0], "risk": [0.0, 0.1, 0.2]}
+    )
+
+    def test_the_curve_and_the_chosen_point(self) -> None:
+        ax = plt.subplots()[1]
+        assert plots.plot_risk_coverage(self.FRAME, ax, threshold=0.7) is ax
+        curve, point = ax.lines
+        assert curve.get_xydata().tolist() == pytest.approx(np.array([[25, 0], [75, 10], [100, 20]]))
+        assert point.get_xydata().tolist() == [[75, 10]]
+        assert [t.get_text() for t in ax.texts] == ["confidence 0.70: 75 % accepted, 10.0 % of them wrong"]
+        assert ax.get_ylim()[0] == 0
+
+    def test_no_threshold_or_one_that_accepts_nothing(self) -> None:
+        for threshold in (None, 0.95):
+            ax = plots.plot_risk_coverage(self.FRAME, threshold=threshold)
+            assert len(ax.lines) == 1
+            assert not ax.texts
+
+
+class TestCams:
+    def test_each_cell_stands_above_its_map(self) -> None:
+        cells, maps = [picture(10 * i) for i in range(3)], [picture(200 + i) for i in range(3)]
+        figure = plots.plot_cams(cells, maps, list("abc"), title="Where")
+        shown = [np.asarray(ax.images[0].get_array()) for ax in figure.axes]
+        assert all(np.array_equal(a, b) for a, b in zip(shown, [*cells, *maps], strict=True))
+        assert [ax.get_title(loc="center") for ax in figure.axes] == ["a", "b", "c", "", "", ""]
+        assert not any(ax.axison for ax in figure.axes)
+        assert figure.get_suptitle() == "Where"
+
+
+class TestLearningCurve:
+    FRAME = pd.DataFrame(
+        {
+            "photographs": [25, 5, 5, 25],
+            "value": [0.8, 0.6, 0.3, 0.5],
+            "low": [0.7, 0.4, 0.2, 0.4],
+            "high": [0.9, 0.7, 0.4, 0.6],
+            "model": ["blood", "blood", "nothing", "nothing"],
+        }
+    )
+
+    def test_a_line_and_a_band_each_model_over_doublings(self) -> None:
+        ax = plt.subplots()[1]
+        palette = {"blood": "#112233", "nothing": "#445566"}
+        assert plots.plot_learning_curve(self.FRAME, ax, palette=palette) is ax
+        lines = {line.get_label(): line for line in ax.lines}
+        assert lines["blood"].get_xydata() == pytest.approx(np.array([[5, 60], [25, 80]]))
+        assert lines["nothing"].get_xydata() == pytest.approx(np.array([[5, 30], [25, 50]]))
+        assert [to_hex(line.get_color()) for line in ax.lines] == ["#112233", "#445566"]
+        assert lines["blood"].get_marker() != lines["nothing"].get_marker()
+        band = ax.collections[0].get_paths()[0].vertices
+        assert {tuple(v) for v in band.round(6).tolist()} >= {(5, 40), (5, 70), (25, 70), (25, 90)}
+        assert ax.get_xscale() == "log"
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["5", "25"]
+
+    def test_another_column_may_tell_the_lines_apart(self) -> None:
+        ax = plots.plot_learning_curve(self.FRAME.rename(columns={"model": "weights"}), hue="weights")
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["blood", "nothing"]
+
+
 def test_class_colours() -> None:
     assert plots.class_colours(["monocyte", "neutrophil"]) == [COLOURS["monocyte"], COLOURS["neutrophil"]]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import keras
 
 _BATCH = 32
-_STRENGTH = 0.65  # how opaque the colour is where a map is at its highest
+_STRENGTH = 0.55  # how opaque the colour is where a map is at its highest
 
 
 def build_cam_model(classifier: keras.Model) -> keras.Model:

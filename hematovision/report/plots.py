@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from hematovision.files import atomic_path
 from hematovision.vision.field import RGB, Box
 
 INK, MUTED, ACCENT, WARN = "#22303C", "#8A97A3", "#2A6F97", "#C1440E"
+SPLIT_COLOURS = {"random 80/20 (leaky)": WARN, "official, by photograph": ACCENT, "published": MUTED}
+SOURCE_COLOURS = {"elsewhere": WARN, "the same laboratory": ACCENT}
 
 
 def use_house_style() -> None:
@@ -171,6 +174,21 @@ def plot_confusion(
     return ax
 
 
+def plot_confusions(confusions: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
+    """Draw several confusion matrices side by side, each under its name; two a row where classes are many."""
+    wide = len(classes) > 4
+    columns = min(2 if wide else 3, len(confusions))
+    rows = -(-len(confusions) // columns)
+    edge = 6.2 if wide else 4.3
+    figure, axes = plt.subplots(rows, columns, figsize=(edge * columns, 0.95 * edge * rows), squeeze=False)
+    for ax, (name, confusion) in zip(axes.flat, confusions.items(), strict=False):
+        plot_confusion(confusion, classes, ax=ax, title=name)
+    for ax in axes.flat[len(confusions) :]:
+        ax.set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
 def plot_intervals(
     table: pd.DataFrame,
     ax: Axes | None = None,
@@ -202,7 +220,10 @@ def plot_intervals(
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(False, axis="y")
     handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    ax.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1, 1))
+    # below: beside it the legend would take half of the width
+    ax.legend(
+        handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=len(hues)
+    )
     return ax
 
 
@@ -227,6 +248,118 @@ def plot_distribution(
     ax.set(xlabel=xlabel, ylabel="images", yscale="log")
     if threshold is not None:
         ax.axvline(threshold, color=WARN, lw=1.2, ls="--")
+    return ax
+
+
+def plot_reliability(table: pd.DataFrame, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw accuracy against confidence: on the diagonal a model is as often right as it says.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `calibration.reliability_table`; the size of a point is the bin's share of the images.
+    """
+    ax = _axes(ax, (4.6, 4.2))
+    confidence, accuracy, low, high = (
+        100 * table[k].to_numpy(float) for k in ("confidence", "accuracy", "low", "high")
+    )
+    ax.plot([0, 100], [0, 100], color=MUTED, lw=1, ls="--", label="perfectly calibrated")
+    ax.vlines(confidence, low, high, color=ACCENT, lw=1.5, alpha=0.5, label="95 % interval")
+    share = table["images"].to_numpy(float) / table["images"].sum()
+    ax.scatter(confidence, accuracy, s=20 + 300 * share, color=ACCENT, edgecolor="white", lw=0.8, zorder=3)
+    start = 10 * np.floor(min(confidence.min(), low.min()) / 10)
+    ax.set(xlim=(start, 102), ylim=(start, 102), title=title)
+    ax.set(xlabel="mean confidence (%)", ylabel="accuracy (%)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    ax.set_aspect("equal")
+    ax.legend(loc="upper left", fontsize=9)
+    return ax
+
+
+def plot_risk_coverage(
+    frame: pd.DataFrame, ax: Axes | None = None, *, threshold: float | None = None, title: str = ""
+) -> Axes:
+    """Draw the error among accepted cells against how many are accepted.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        From `calibration.risk_coverage`.
+    threshold : float, optional
+        The least confidence that was chosen; its point is marked.
+    """
+    ax = _axes(ax, (5.6, 3.4))
+    coverage, risk = 100 * frame["coverage"].to_numpy(float), 100 * frame["risk"].to_numpy(float)
+    ax.plot(coverage, risk, color=ACCENT, lw=1.8, drawstyle="steps-post" if len(frame) < 50 else "default")
+    accepted = frame["threshold"].to_numpy(float) >= (threshold if threshold is not None else np.inf)
+    if accepted.any():
+        x, y = coverage[accepted][-1], risk[accepted][-1]
+        ax.plot(x, y, "o", color=WARN, ms=7, zorder=3)
+        text = f"confidence {threshold:.2f}: {x:.0f} % accepted, {y:.1f} % of them wrong"
+        side, shift = ("right", -6) if x > 50 else ("left", 6)
+        ax.annotate(text, (x, y), (shift, 10), textcoords="offset points", ha=side, fontsize=9, color=WARN)
+    ax.set(xlabel="accepted (% of cells)", ylabel="wrong (% of accepted)", title=title, xlim=(0, 101))
+    ax.set_ylim(0, max(1.0, 1.12 * float(risk.max())))
+    return ax
+
+
+def plot_cams(
+    images: Sequence[RGB], overlays: Sequence[RGB], titles: Sequence[str], title: str = ""
+) -> Figure:
+    """Draw cells in a row and below each where the model looked, and return the figure.
+
+    Parameters
+    ----------
+    images, overlays : sequences of uint8 arrays of shape (height, width, 3)
+        The cells and `explanation.cam_overlay` of each.
+    titles : sequence of str
+        One a cell.
+    """
+    figure, axes = plt.subplots(
+        2, len(images), figsize=(1.35 * len(images), 2.9 + (0.35 if title else 0)), squeeze=False
+    )
+    for i, (upper, lower) in enumerate(axes.T):
+        for ax, rgb in ((upper, images[i]), (lower, overlays[i])):
+            ax.imshow(rgb)
+            ax.set_axis_off()
+        upper.set_title(titles[i], fontsize=8, fontweight="normal", loc="center", pad=2)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+def plot_learning_curve(
+    frame: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    hue: str = "model",
+    ylabel: str = "balanced accuracy (%)",
+    palette: Mapping[str, str] | None = None,
+) -> Axes:
+    """Draw a score against the number of photographs that were learned from, with interval bands.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns ``photographs, value, low, high`` (the last three 0 to 1) and the column named by ``hue``.
+    """
+    ax = _axes(ax, (6.8, 3.8))
+    names = list(dict.fromkeys(frame[hue]))
+    colours = palette or dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    # a marker each as well: no palette tells seven lines apart for every eye
+    for name, marker in zip(names, itertools.cycle("osD^vPX"), strict=False):
+        rows = frame[frame[hue] == name].sort_values("photographs")
+        x = rows["photographs"].to_numpy(float)
+        value, low, high = (100 * rows[k].to_numpy(float) for k in ("value", "low", "high"))
+        ax.fill_between(x, low, high, color=colours[name], alpha=0.15, lw=0)
+        ax.plot(x, value, color=colours[name], marker=marker, ms=5, lw=1.8, label=str(name))
+    ticks = sorted(frame["photographs"].unique())
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="photographs learned from", ylabel=ylabel)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
