@@ -53,7 +53,7 @@ def build_cam_model(classifier: keras.Model) -> keras.Model:
 
     dense = _dense_of_average(classifier)
     feature_map = classifier.get_layer("features").input
-    kernel = np.asarray(dense.kernel)
+    kernel = dense.get_weights()[0]
     layer = keras.layers.Conv2D(kernel.shape[1], 1, use_bias=False, dtype="float32", name="maps")
     maps = layer(feature_map)
     layer.set_weights([kernel[None, None]])
