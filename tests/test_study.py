@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hematovision.data.catalog import ImageSet
 from hematovision.data.cells import CellStore
 from hematovision.data.manifest import Manifest, check_manifest, read_manifest
 from hematovision.data.splits import Split
@@ -134,7 +135,7 @@ class TestCells:
         extra = manifest_of("pbc", [("x.png", "basophil", "x", "", "ok")])
         (tmp_path / "extra").mkdir()
         cv2.imwrite(str(tmp_path / "extra" / "x.png"), np.full((60, 60, 3), 90, np.uint8))
-        study.add_extra("pbc", extra, tmp_path / "extra")
+        study.add_extra(ImageSet("pbc", extra, tmp_path / "extra"), ["basophil"])
         store = study.cells(16, 0.15)
         assert store.table["path"].tolist() == ["test/2a.png", "train/1a.png", "train/1b.png", "x.png"]
         assert store.size == 16

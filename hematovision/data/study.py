@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from hematovision.config import cache_folder
+from hematovision.data.catalog import ImageSet
 from hematovision.data.cells import CellStore, cut_cells, join_stores
 from hematovision.data.manifest import Manifest, read_manifest, write_manifest
 from hematovision.data.splits import Split, read_split, write_split
@@ -98,10 +99,23 @@ class Study:
             raise DataError(f"there is no split '{name}'", "run 02_preprocessing first")
         return read_split(file)
 
-    def add_extra(self, name: str, manifest: Manifest, root: Path) -> None:
-        """Keep the cells of another set for training alone."""
-        write_manifest(manifest, self.folder / "extra" / f"{name}.csv")
-        write_json(self.folder / "extra" / f"{name}.json", {"root": str(root)})
+    def count_sides(self, splits: Iterable[Split]) -> pd.DataFrame:
+        """Return images and photographs of every side, one row a split."""
+        rows = [
+            (split.name, side, len(paths), len(set(self.groups_of(paths))))
+            for split in splits
+            for side, paths in split.sides().items()
+            if side not in split.extra
+        ]
+        table = pd.DataFrame(rows, columns=["split", "side", "images", "photographs"])
+        return table.pivot_table(index="split", columns="side", values=["images", "photographs"], sort=False)
+
+    def add_extra(self, other: ImageSet, classes: Iterable[str]) -> None:
+        """Keep the usable cells of another set, of the given classes, for training alone."""
+        wanted = other.manifest["label"].isin(list(classes)) & (other.manifest["status"] == "ok")
+        manifest = other.manifest[wanted].reset_index(drop=True)
+        write_manifest(manifest, self.folder / "extra" / f"{other.name}.csv")
+        write_json(self.folder / "extra" / f"{other.name}.json", {"root": str(other.root)})
 
     def cells(
         self, size: int, margin: float, progress: Callable[[int, int], None] | None = None

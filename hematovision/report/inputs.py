@@ -15,7 +15,7 @@ from hematovision.files import content_key, read_json, sha256_file, write_json
 
 NUMERIC_PACKAGES = ("numpy", "scipy", "pandas", "opencv-python-headless", "pillow", "scikit-learn", "keras")
 TENSORFLOW_BUILDS = ("tensorflow-cpu", "tensorflow")
-_REPORT_FILES_OF_NOTEBOOKS = ("__init__.py", "plots.py")
+_REPORT_FILES_OF_NOTEBOOKS = ("__init__.py", "plots.py", "tables.py")
 
 
 def library_files() -> list[Path]:

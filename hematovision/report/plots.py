@@ -374,3 +374,88 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str, alt: str)
         # a fixed metadata block: equal figures, equal bytes
         figure.savefig(temporary, dpi=130, bbox_inches="tight", metadata={"Software": None})
     return {"file": f"{name}.png", "caption": caption, "alt": alt}
+
+
+def plot_trials(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    ax: Axes | None = None,
+    *,
+    score: str = "balanced_loss",
+    logarithmic: Sequence[str] = ("learning_rate",),
+) -> Axes:
+    """Draw trials as parallel coordinates: an upright axis a hyperparameter, the score as the last one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a trial.
+    names : sequence of str
+        Its columns of hyperparameters, numbers or texts.
+    ax : Axes, optional
+    score : str
+        The column by which trials are coloured; the lowest is the best, and drawn in front.
+    logarithmic : sequence of str
+        Columns whose axis is logarithmic.
+    """
+    ax = _axes(ax, (1.5 * (len(names) + 1) + 0.8, 3.8))
+    heights = {}
+    for i, name in enumerate([*names, score]):
+        heights[name], ticks = _place(table[name], name in logarithmic)
+        ax.plot([i, i], [0, 1], color="#C9D1D8", lw=1.2, zorder=1)
+        for text, height in ticks.items():
+            label = ax.annotate(text, (i, height), (5, 7), textcoords="offset points", fontsize=8, va="center")
+            label.set(zorder=4, bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6})
+    shade = sns.light_palette(ACCENT, reverse=True, as_cmap=True)
+    ranks = table[score].rank(method="first").to_numpy(int)
+    for row in np.argsort(-ranks):
+        best = ranks[row] == 1
+        ax.plot(
+            range(len(heights)),
+            [h[row] for h in heights.values()],
+            color=WARN if best else shade(0.75 * (ranks[row] - 1) / max(1, len(table) - 1)),
+            lw=2.4 if best else 1.3,
+            marker="o",
+            ms=4,
+            zorder=3 if best else 2,
+            label="best trial" if best else None,
+        )
+    ax.set_xticks(range(len(heights)), [str(n).replace("_", " ") for n in heights], fontsize=9)
+    ax.set(yticks=[], xlim=(-0.3, len(heights) - 0.3), ylim=(-0.08, 1.08))
+    ax.grid(False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=9)
+    return ax
+
+
+def _place(column: pd.Series, logarithmic: bool) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """Return where the values of a column lie on an axis from 0 to 1, and its labels."""
+    if not pd.api.types.is_numeric_dtype(column):
+        codes, texts = pd.factorize(column, sort=True)
+        step = 1 / max(1, len(texts) - 1)
+        return codes.astype(np.float64) * step, {str(v): i * step for i, v in enumerate(texts)}
+    values = column.to_numpy(float)
+    scale = np.log(values) if logarithmic else values
+    low, span = scale.min(), np.ptp(scale) or 1.0
+    place = (scale - low) / span
+    # few values are all named; of many, the ends
+    named = np.unique(values) if len(np.unique(values)) <= 6 else np.array([values.min(), values.max()])
+    return place, {f"{v:.3g}": float(place[values == v][0]) for v in named}
+
+
+def plot_importance(frame: pd.DataFrame, ax: Axes | None = None, xlabel: str = "share of importance") -> Axes:
+    """Draw how much each hyperparameter decided, as bars with their spread, the greatest above.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns ``name, importance, spread`` (0 to 1), in the order to be drawn.
+    """
+    ax = _axes(ax, (6.4, 0.42 * len(frame) + 0.9))
+    names = [str(n).replace("_", " ") for n in frame["name"]]
+    ax.barh(names, frame["importance"], xerr=frame["spread"], color=ACCENT, ecolor=MUTED, height=0.6)
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel)
+    ax.set_xlim(left=0)
+    ax.grid(False, axis="y")
+    return ax

@@ -83,6 +83,11 @@ class Located:
         """Share of the found boxes that are annotated; not a number if there are none."""
         return self.matched / self.found if self.found else float("nan")
 
+    def to_dict(self) -> dict[str, float]:
+        """Return the numbers for JSON."""
+        names = ("annotated", "found", "matched", "recall", "precision")
+        return {name: getattr(self, name) for name in names}
+
 
 def evaluate_boxes(fields: Iterable[tuple[str, Sequence[Box], Sequence[Box]]]) -> Located:
     """Score a finder over annotated fields.
