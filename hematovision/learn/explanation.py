@@ -40,8 +40,9 @@ def build_cam_model(classifier: keras.Model) -> keras.Model:
         Maps float32 images (B, S, S, 3), RGB 0 to 255, to probabilities (B, C) and class activation
         maps float32 (B, h, w, C). The mean of a map over its places, plus the bias of the class, is the
         logit of the class. The maps hold a copy of the head's weights as they are now; the rest is
-        shared with the classifier. It can be exported: LiteRT calls the two ``output_0``
-        (probabilities) and ``output_1`` (maps).
+        shared with the classifier. It can be exported: LiteRT's signature calls the two ``output_0``
+        (probabilities) and ``output_1`` (maps). Go by these names: ``get_output_details`` lists them in
+        another order.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def _positive(cam: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.fl
     return np.maximum(np.asarray(enlarged, np.float32), 0)
 
 
-def randomise_weights(model: keras.Model, seed: int = 0) -> keras.Model:
+def randomise_weights(model: keras.Model, seed: int | tuple[int, ...] = 0) -> keras.Model:
     """Return a copy of a model in which nothing is left of what was learned.
 
     The values of every kernel are shuffled, which keeps their spread: with fresh weights the
@@ -192,8 +193,10 @@ def randomise_weights(model: keras.Model, seed: int = 0) -> keras.Model:
     return copy
 
 
-def randomisation_check(cam_model: keras.Model, images: NDArray[Any], seed: int = 0) -> pd.DataFrame:
-    """Compare maps with those of a model that knows nothing (Adebayo et al. 2018).
+def randomisation_check(
+    cam_model: keras.Model, images: NDArray[Any], *, shuffles: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """Compare maps with those of models that know nothing (Adebayo et al. 2018).
 
     Maps that stay as they are when the weights are shuffled show the picture and not the model.
     What likeness could be had is measured beside it: the maps of the mirrored pictures, mirrored
@@ -204,6 +207,9 @@ def randomisation_check(cam_model: keras.Model, images: NDArray[Any], seed: int 
     cam_model : keras.Model
         From `build_cam_model`.
     images : array of shape (N, S, S, 3), RGB 0 to 255
+    shuffles : int
+        Shuffled models to average over: one alone may by chance prefer cells to their background, or the
+        other way round, in every picture.
     seed : int
         Of the shuffling.
 
@@ -216,10 +222,12 @@ def randomisation_check(cam_model: keras.Model, images: NDArray[Any], seed: int 
     """
     said, maps = explain_images(cam_model, images)
     named = said.argmax(axis=1)
-    randomised = explain_images(randomise_weights(cam_model, seed), images, named)[1]
     mirrored = explain_images(cam_model, images[:, :, ::-1], named)[1][:, :, ::-1]
-    others = {"randomised": randomised, "mirrored": mirrored}
-    return pd.DataFrame({name: _likenesses(maps, other) for name, other in others.items()})
+    likeness = np.zeros(len(images))
+    for i in range(shuffles):
+        shuffled = explain_images(randomise_weights(cam_model, (seed, i)), images, named)[1]
+        likeness += np.array(_likenesses(maps, shuffled)) / shuffles
+    return pd.DataFrame({"randomised": likeness, "mirrored": _likenesses(maps, mirrored)})
 
 
 def _likenesses(first: NDArray[np.float32], second: NDArray[np.float32]) -> list[float]:
