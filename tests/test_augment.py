@@ -11,7 +11,14 @@ import pytest
 from numpy.typing import NDArray
 
 from hematovision.learn import runtime
-from hematovision.vision.augment import HUE_TURNS, SATURATION, build_augmentation, build_colour_jitter
+from hematovision.vision.augment import (
+    CONTRAST,
+    HUE_TURNS,
+    SATURATION,
+    build_augmentation,
+    build_colour_jitter,
+    build_focus_jitter,
+)
 
 keras = runtime.start(0)
 
@@ -91,7 +98,7 @@ class TestAll:
     def test_no_fill_shows_at_the_borders(self) -> None:
         """Black corners would tell the network that a picture was turned."""
         flat = np.full((16, 24, 24, 3), 180, np.float32)
-        geometric = keras.Sequential(build_augmentation(1.0, 3).layers[:-1])
+        geometric = keras.Sequential(build_augmentation(1.0, 3).layers[:-2])
         assert np.allclose(run(geometric, flat), 180, atol=0.01)  # interpolation of equal values
 
 
@@ -101,11 +108,12 @@ class TestColourJitter:
 
     def test_leaves_the_place_alone(self) -> None:
         images = np.tile(pictures(1), (6, 1, 1, 1))
-        # one matrix a picture: a linear map of the pixels reproduces it
+        # one matrix and one offset a picture: an affine map of the pixels reproduces it
         for after in run(build_colour_jitter(0.5, 1), images):
             inside = ((after > 1) & (after < 254)).all(axis=-1)  # where nothing was clipped
-            matrix, *_ = np.linalg.lstsq(images[0][inside], after[inside], rcond=None)
-            assert np.abs(images[0][inside] @ matrix - after[inside]).max() < 0.05
+            pixels = np.column_stack([images[0][inside], np.ones(int(inside.sum()))])
+            matrix, *_ = np.linalg.lstsq(pixels, after[inside], rcond=None)
+            assert np.abs(pixels @ matrix - after[inside]).max() < 0.05
 
     def test_changes_hue_saturation_and_brightness_measurably(self) -> None:
         images = patches(200)
@@ -125,7 +133,7 @@ class TestColourJitter:
 
     def test_grey_stays_grey_but_for_gain(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Hue and saturation turn and stretch colours about the grey axis."""
-        for amount in ("GAIN", "BRIGHTNESS"):
+        for amount in ("GAIN", "BRIGHTNESS", "CONTRAST"):
             monkeypatch.setattr(f"hematovision.vision.augment.{amount}", 0.0)
         grey = np.full((50, 2, 2, 3), 128, np.float32)
         # the rounded matrices move grey by at most their rounding, 0.001 x 128 x 2
@@ -134,6 +142,17 @@ class TestColourJitter:
         saturation = np.log(coloured[:, 1] / self.hsv(patches(1))[0, 1])
         assert saturation.std() == pytest.approx(SATURATION / 3**0.5, rel=0.4)
         assert np.ptp(coloured[:, 0]) == pytest.approx(2 * HUE_TURNS, rel=0.4)
+
+    def test_contrast_scales_the_distance_from_white(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for amount in ("GAIN", "BRIGHTNESS", "SATURATION", "HUE_TURNS"):
+            monkeypatch.setattr(f"hematovision.vision.augment.{amount}", 0.0)
+        images = np.full((200, 1, 2, 3), 255, np.float32)
+        images[:, 0, 1] = 155
+        out = run(build_colour_jitter(1.0, 2), images)
+        assert np.abs(out[:, 0, 0] - 255).max() < 1.0  # white stays, but for the matrices' rounding
+        factor = (255 - out[:, 0, 1, 0]) / 100
+        assert np.log(factor).min() == pytest.approx(-CONTRAST, rel=0.1)
+        assert np.log(factor).max() == pytest.approx(CONTRAST, rel=0.1)
 
     def test_pictures_of_one_batch_change_differently(self) -> None:
         out = run(build_colour_jitter(1.0, 2), patches(5))
@@ -145,3 +164,27 @@ class TestColourJitter:
         again = keras.models.load_model(tmp_path / "m.keras", compile=False)
         assert again.layers[-1].get_config()["strength"] == 0.7
         assert np.array_equal(run(again, patches(2)), run(build_colour_jitter(0.7, 5), patches(2)))
+
+
+class TestFocusJitter:
+    def edge(self, n: int) -> NDArray[np.float32]:
+        images = np.full((n, 64, 64, 3), 200, np.float32)
+        images[:, :, 32:] = 100
+        return images
+
+    def test_softens_and_sharpens_edges_and_leaves_the_rest(self) -> None:
+        out = run(build_focus_jitter(1.0, 3), self.edge(100))
+        step = out[:, 32, 31, 0] - out[:, 32, 32, 0]
+        assert step.min() < 80  # softer: the edge is spread over its neighbours
+        assert step.max() > 105  # sharper: it overshoots
+        assert np.allclose(out[:, :, :20], 200, atol=0.01)
+
+    def test_nothing_happens_outside_training(self) -> None:
+        layer, images = build_focus_jitter(1.0, 3), self.edge(2)
+        assert np.array_equal(np.array(layer(images, training=False)), images)
+
+    def test_is_saved_and_loaded(self, tmp_path: Path) -> None:
+        model = keras.Sequential([keras.Input((64, 64, 3)), build_focus_jitter(0.7, 5)])
+        model.save(tmp_path / "m.keras")
+        again = keras.models.load_model(tmp_path / "m.keras", compile=False)
+        assert np.array_equal(run(again, self.edge(2)), run(build_focus_jitter(0.7, 5), self.edge(2)))
