@@ -212,7 +212,7 @@ def _download_imagenet(name: str) -> None:
 
 def initial_weights_title(source: str) -> str:
     """Return how a source of initial weights is written in every table."""
-    known = {"imagenet": "ImageNet", "hematovision": "blood (PBC)", "none": "none (from scratch)"}
+    known = {"imagenet": "ImageNet", "hematovision": "blood (PBC)", "none": "from scratch"}
     return known.get(source, Path(source).name)
 
 

@@ -138,6 +138,21 @@ class TrainingData:
         """Return the validation images in order."""
         return ordered_batches(read, self.validation, self.labels[self.validation])
 
+    def fit_arguments(self, read: Reader, recipe: Recipe, run: Resumable) -> dict[str, Any]:
+        """Return what ``model.fit`` is called with: batches, the epochs that are left, weights, callbacks."""
+        batches, steps = self.training_batches(read, recipe, run)
+        return {
+            "x": batches,
+            "steps_per_epoch": steps,
+            "epochs": run.epochs,
+            "initial_epoch": run.initial_epoch,
+            "validation_data": self.validation_batches(read),
+            "class_weight": self.class_weights(recipe),
+            "callbacks": run.callbacks,
+            "shuffle": False,  # the batches are shuffled already
+            "verbose": 0,
+        }
+
     def class_weights(self, recipe: Recipe) -> dict[int, float]:
         """Return weights that make every class count alike in an epoch."""
         copies = recipe.copies_per_photograph
@@ -293,18 +308,7 @@ def _resumable(
 def _fit(
     model: keras.Model, read: Reader, recipe: Recipe, data: TrainingData, run: Resumable
 ) -> pd.DataFrame:
-    batches, steps = data.training_batches(read, recipe, run)
-    model.fit(
-        batches,
-        steps_per_epoch=steps,
-        epochs=run.epochs,
-        initial_epoch=run.initial_epoch,
-        validation_data=data.validation_batches(read),
-        class_weight=data.class_weights(recipe),
-        callbacks=run.callbacks,
-        shuffle=False,  # the batches are shuffled already
-        verbose=0,
-    )
+    model.fit(**data.fit_arguments(read, recipe, run))
     return run.finish()
 
 

@@ -241,7 +241,7 @@ def report_warnings(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> l
         )
     if any(m.get("split") == "random" for m in models):
         warnings.append(
-            "Rows of the random split demonstrate a leak: copies of one photograph stand on both "
+            "Rows of the random split demonstrate a leak and are there to be mistrusted: copies of one photograph stand on both "
             "sides of it, so they measure memory as much as skill."
         )
     if others := profile.get("extra_training"):
@@ -361,10 +361,10 @@ def readme_sections(profile: str = "full") -> dict[str, str]:
     folder = report_folder(profile)
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else None
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
-    return {"results": _readme_results(metrics), "notebooks": _readme_notebooks(manifest)}
+    return {"results": _readme_results(metrics, manifest), "notebooks": _readme_notebooks(manifest)}
 
 
-def _readme_results(metrics: Mapping[str, Any] | None) -> str:
+def _readme_results(metrics: Mapping[str, Any] | None, manifest: Mapping[str, Any] | None = None) -> str:
     if not metrics:
         return "The numbers appear here once the full study has been run and its report published."
     lines = ["| model | weights at the start | split | tested on | accuracy | balanced accuracy |"]
@@ -375,7 +375,8 @@ def _readme_results(metrics: Mapping[str, Any] | None) -> str:
         where = ", ".join([row["test_set"], *row["sizes"]])
         split = f"{row['split']} (shows the leak)" if row["leaky"] else row["split"]
         lines.append(f"| {' | '.join([row['title'], row['weights'], split, where, *cells])} |")
-    return "\n".join(lines)
+    notes = report_warnings(metrics, manifest["profile"]) if manifest else []
+    return "\n".join([*lines, "", *notes]) if notes else "\n".join(lines)
 
 
 def _readme_notebooks(manifest: Mapping[str, Any] | None) -> str:
