@@ -195,7 +195,7 @@ except WeightsError as error:
 
     def test_how_weights_are_written_in_tables(self) -> None:
         titles = [initial_weights_title(w) for w in ("imagenet", "none", "/somewhere/mine.h5")]
-        assert titles == ["ImageNet", "none (from scratch)", "mine.h5"]
+        assert titles == ["ImageNet", "from scratch", "mine.h5"]
 
 
 class TestPreprocessing:
