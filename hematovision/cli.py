@@ -191,6 +191,12 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", type=Path, nargs="+", help="image, or folder of images")
     _add_model(parser)
     parser.add_argument(
+        "--precision",
+        choices=("float32", "int8"),
+        default="float32",
+        help="which of the folder's models: int8 is smaller and faster (default: float32)",
+    )
+    parser.add_argument(
         "--cells",
         choices=("find", "whole"),
         default="find",
@@ -204,7 +210,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from hematovision.release.predict import CellPrediction, Classifier, predict_files, write_table
 
-    classifier = Classifier.load(options.model)
+    classifier = Classifier.load(options.model, options.precision)
     _say(f"model: {classifier.bundle.title}; for research and teaching, not for clinical use")
     tally: Counter[str] = Counter()
     last = time.monotonic()

@@ -27,8 +27,12 @@ def expected(rgb: Any) -> np.ndarray:
     return powers / powers.sum()
 
 
-def build_model(size: int = SIZE, classes: int = len(CLASSES)) -> bytes:
-    """Return a LiteRT model: the mean over all pixels, one dense layer, softmax."""
+def build_model(size: int = SIZE, classes: int = len(CLASSES), *, map_first: bool | None = None) -> bytes:
+    """Return a LiteRT model: the mean over all pixels, one dense layer, softmax.
+
+    With ``map_first`` given it has an activation map too, 4 x 4 pixels of 0 for every class, which comes
+    before the probabilities or after them.
+    """
     axes = np.array([1, 2], np.int32)
     weights, bias = WEIGHTS[:classes], BIAS[:classes]
     constants: list[Any] = [axes, weights, bias]
@@ -61,6 +65,13 @@ def build_model(size: int = SIZE, classes: int = len(CLASSES)) -> bytes:
         model.operatorCodes.append(code)
         graph.operators.append(step)
     graph.inputs, graph.outputs = [0], [6]
+    if map_first is not None:
+        values = np.zeros((1, 4, 4, classes), np.float32)
+        model.buffers.append(schema.BufferT())
+        model.buffers[-1].data = np.frombuffer(values.tobytes(), np.uint8)
+        graph.tensors.append(_tensor(values.shape, False))
+        graph.tensors[-1].buffer = len(model.buffers) - 1
+        graph.outputs = [7, 6] if map_first else [6, 7]
     model.subgraphs = [graph]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
@@ -74,32 +85,51 @@ def _tensor(shape: Any, whole: bool) -> Any:
     return tensor
 
 
-def card(model: bytes, **changes: Any) -> dict[str, Any]:
+def card(models: dict[str, bytes], **changes: Any) -> dict[str, Any]:
     """Return the values of a ``model.json``, some of them changed."""
     values: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "purpose": "for research and teaching, not for clinical use",
         "classes": list(CLASSES),
         "input": {"size": SIZE, "cell_size": SIZE, "crop_margin": 0.15},
-        "temperature": 1.0,
+        "outputs": [{"name": "probabilities", "shape": [len(CLASSES)]}],
+        "calibration": {"method": "temperature", "temperature": 1.0, "fitted_on": ""},
         "thresholds": {"confidence": 0.6, "sharpness": 0.0025},
         "backbone": "mobilenetv2",
         "weights": "none",
-        "model": {
-            "file": "model.tflite",
-            "bytes": len(model),
-            "sha256": hashlib.sha256(model).hexdigest(),
-        },
+        "files": {name: stamp(content) for name, content in models.items()},
         "provenance": {"profile": "tiny", "dataset": "synthetic", "version": "0"},
         "metrics": {},
     }
+    if "temperature" in changes and changes.get("format") != 1:
+        values["calibration"]["temperature"] = changes.pop("temperature")
     return values | changes
 
 
-def write_bundle(folder: Path, model: bytes | None = None, **changes: Any) -> Path:
-    """Write a whole bundle; return its folder."""
-    model = build_model() if model is None else model
+def stamp(content: bytes) -> dict[str, Any]:
+    """Return what a ``model.json`` says of a file."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def write_bundle(
+    folder: Path, model: bytes | None = None, *, others: dict[str, bytes] | None = None, **changes: Any
+) -> Path:
+    """Write a whole bundle, with other files beside its model if given; return its folder."""
+    models = {"model.tflite": build_model() if model is None else model, **(others or {})}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.tflite").write_bytes(model)
-    write_json(folder / "model.json", card(model, **changes))
+    for name, content in models.items():
+        (folder / name).write_bytes(content)
+    write_json(folder / "model.json", card(models, **changes))
+    return folder
+
+
+def write_old_bundle(folder: Path) -> Path:
+    """Write a bundle of format 1, as the first version did; return its folder."""
+    content = build_model()
+    values = card({"model.tflite": content}, format=1, temperature=1.5)
+    for name in ("outputs", "calibration", "files"):
+        del values[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.tflite").write_bytes(content)
+    write_json(folder / "model.json", values | {"model": {"file": "model.tflite", **stamp(content)}})
     return folder

@@ -1,45 +1,60 @@
 """A bundle: the folder in which a trained model is handed out.
 
-It holds two files. ``model.tflite`` maps pixels to probabilities, the backbone's scaling included.
-``model.json`` says everything else: the classes in order, how a cell is cut out of a picture, how
-probabilities are calibrated, when a cell is left to a person, where the model comes from and how well
-it does.
+=======================  ==================================================================================
+``model.tflite``         pixels to probabilities in float32, the backbone's scaling included
+``model-int8.tflite``    the same in int8, where it was exported: smaller and faster, nearly as good
+``model.keras``          the same for who trains on, where it was exported
+``model.json``           all else: the classes in order, how a cell is cut out of a picture, how
+                         probabilities are calibrated, when a cell is left to a person, where the model
+                         comes from and how well it does, and the hash of every file
+``MODEL_CARD.md``        what the model is for and what it is not for, written from the run's facts
+``DATA_SHEET.md``        what it was trained and tested on
+=======================  ==================================================================================
+
+Whatever else lies in the folder is none of its business and stays when a bundle is written anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from numpy.typing import NDArray
 
 from hematovision.classes import BY_NAME, EIGHT
 from hematovision.config import BACKBONE_NAMES, model_folder, project_root
-from hematovision.errors import HematoVisionError
-from hematovision.files import atomic_path, explain_os_error, write_json
-from hematovision.quiet import silence
+from hematovision.errors import ConfigError, HematoVisionError
+from hematovision.files import explain_os_error
+from hematovision.release.litert import start_interpreter
+
+Precision = Literal["float32", "int8"]
 
 MODEL_FILE = "model.tflite"
+INT8_FILE = "model-int8.tflite"
+KERAS_FILE = "model.keras"
 CARD_FILE = "model.json"
+MODEL_CARD_FILE = "MODEL_CARD.md"
+DATA_SHEET_FILE = "DATA_SHEET.md"
+MODEL_FILES: dict[Precision, str] = {"float32": MODEL_FILE, "int8": INT8_FILE}
 PURPOSE = "for research and teaching, not for clinical use"
 
-_FORMAT = 1
-"""Of the folder; a change that older code would misread asks for a new number."""
+FORMAT = 2
+"""Of the folder; a change that older code would misread asks for a new number. Format 1 held one model."""
 
-_TOLERANCE = 1e-4
-"""Largest difference of a probability between Keras and LiteRT: both compute in float32 but add in another
-order, which gives differences near 1e-6; one wrong operation gives far more than this."""
-
-_THREADS = 2
 _DRAWN_FROM = ("full", "quick")  # profiles whose final model may be used where none is released
+
+
+def __getattr__(name: str) -> Any:
+    # on demand: writing a bundle takes TensorFlow, reading one must not
+    if name == "export_bundle":
+        return importlib.import_module("hematovision.release.export").export_bundle
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 class BundleError(HematoVisionError):
@@ -84,10 +99,17 @@ class Bundle:
     Attributes
     ----------
     folder : Path
+    precision : {"float32", "int8"}
+        What ``model`` computes in.
     model : bytes
-        The LiteRT model: float32 (1, input_size, input_size, 3), RGB 0 to 255, to float32 (1, C).
+        The LiteRT model: float32 (1, input_size, input_size, 3), RGB 0 to 255, to float32 (1, C), and
+        to an activation map (1, h, w, C) where it has one.
     sha256 : str
         Of ``model``.
+    precisions : tuple of str
+        Those that the folder holds.
+    has_map : bool
+        Whether the model tells where it looked.
     classes : tuple of str
         Names of `hematovision.classes`, in the order of the model's output.
     input_size : int
@@ -108,8 +130,11 @@ class Bundle:
     """
 
     folder: Path
+    precision: Precision
     model: bytes = field(repr=False)
     sha256: str
+    precisions: tuple[Precision, ...]
+    has_map: bool
     classes: tuple[str, ...]
     input_size: int
     cell_size: int
@@ -125,119 +150,8 @@ class Bundle:
     def title(self) -> str:
         """One line that tells this model from others: backbone, profile and the start of the hash."""
         profile = self.provenance.get("profile")
-        return f"{self.backbone}{f', profile {profile}' if profile else ''}, {self.sha256[:12]}"
-
-
-# -- writing -------------------------------------------------------------------------------------
-
-
-def export_bundle(
-    model: Any,
-    folder: Path | str,
-    *,
-    classes: Sequence[str],
-    input_size: int,
-    crop_margin: float,
-    backbone: str,
-    weights: str,
-    provenance: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    temperature: float = 1.0,
-    thresholds: Thresholds | None = None,
-    cell_size: int | None = None,
-) -> Path:
-    """Convert a trained model to LiteRT and write its bundle, as a whole or not at all.
-
-    Parameters
-    ----------
-    model : keras.Model
-        float32 images (B, input_size, input_size, 3), RGB 0 to 255, to probabilities (B, C);
-        computing in float32.
-    folder : Path
-        A bundle that stood there is replaced.
-    classes : sequence of str
-        In the order of the model's output.
-    input_size : int
-        In pixels.
-    crop_margin : float
-        As the cells of the training were cut.
-    backbone, weights : str
-        A name of `hematovision.config.BACKBONE_NAMES`, and what the training started from.
-    provenance : mapping
-        JSON-like: ``profile``, ``dataset``, ``data_key``, ... The code's version is added.
-    metrics : mapping
-        JSON-like scores with their intervals.
-    temperature : float
-        Fitted on validation cells.
-    thresholds : Thresholds, optional
-    cell_size : int, optional
-        Side of the training's crops before they were scaled; ``input_size`` unless given.
-
-    Returns
-    -------
-    Path
-        ``folder``.
-
-    Raises
-    ------
-    BundleError
-        If the model's shapes do not fit the classes or the size, a value is out of range, or the
-        converted model does not give the same probabilities.
-    HematoVisionError
-        If the folder can't be written.
-    """
-    folder, thresholds = Path(folder), thresholds or Thresholds()
-    expected = (input_size, input_size, 3), (len(classes),)
-    shapes = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-    if shapes != expected:
-        raise BundleError(
-            f"the model maps {shapes[0]} to {shapes[1]}",
-            f"pictures of {input_size} pixels and {len(classes)} classes need {expected[0]} to {expected[1]}",
-        )
-    card = {
-        "format": _FORMAT,
-        "purpose": PURPOSE,
-        "classes": list(classes),
-        "input": {
-            "size": input_size,
-            "cell_size": cell_size or input_size,
-            "crop_margin": float(crop_margin),
-            "pixels": "RGB from 0 to 255 as float32; the backbone's scaling is part of the model",
-        },
-        "output": "probabilities in the order of classes",
-        "temperature": float(temperature),
-        "thresholds": {**asdict(thresholds), "reasons": thresholds.reasons},
-        "backbone": backbone,
-        "weights": weights,
-        "provenance": {"version": importlib.metadata.version("hematovision"), **provenance},
-        "metrics": dict(metrics),
-    }
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        with silence():
-            model.export(str(temporary / MODEL_FILE), format="litert", verbose=False)
-        content = (temporary / MODEL_FILE).read_bytes()
-        card["model"] = {"file": MODEL_FILE, "bytes": len(content), "sha256": _sha256(content)}
-        write_json(temporary / CARD_FILE, card)
-        _check_conversion(model, load_bundle(temporary))
-    return folder
-
-
-def _check_conversion(model: Any, bundle: Bundle) -> None:
-    size = bundle.input_size
-    shape = (4, size, size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(np.float32)
-    interpreter = open_model(bundle.model, bundle.folder)
-    said = np.stack([run_model(interpreter, image) for image in images])
-    difference = float(np.abs(said - model.predict_on_batch(images)).max())
-    if not difference <= _TOLERANCE:  # also if it is not a number
-        raise BundleError(
-            f"the converted {bundle.backbone} differs from Keras by {difference:.2g}",
-            "convert the model in float32",
-        )
-
-
-# -- reading -------------------------------------------------------------------------------------
+        kind = "" if self.precision == "float32" else f", {self.precision}"
+        return f"{self.backbone}{f', profile {profile}' if profile else ''}{kind}, {self.sha256[:12]}"
 
 
 def find_bundle() -> Path:
@@ -260,13 +174,14 @@ def find_bundle() -> Path:
     )
 
 
-def load_bundle(folder: Path | str | None = None) -> Bundle:
-    """Read a bundle and check all that is known of it.
+def load_bundle(folder: Path | str | None = None, precision: Precision = "float32") -> Bundle:
+    """Read a bundle and check all that is known of it and of the one model that is asked for.
 
     Parameters
     ----------
     folder : Path, optional
         `find_bundle` chooses unless given.
+    precision : {"float32", "int8"}
 
     Raises
     ------
@@ -274,21 +189,114 @@ def load_bundle(folder: Path | str | None = None) -> Bundle:
         Naming the file and what is wrong: missing, not JSON, of another format, a class that is
         unknown or named twice, a value of the wrong type or out of range, a model that is not the
         one the card names, or whose shapes do not fit.
+    ConfigError
+        If there is no such precision.
     """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"there is no precision '{precision}'", f"use {' or '.join(get_args(Precision))}")
     folder = Path(folder) if folder is not None else find_bundle()
+    card = _open_card(folder)
+    files = _read_files(card)
+    precisions = tuple(p for p in get_args(Precision) if MODEL_FILES[p] in files)
+    if precision not in precisions:
+        raise BundleError(
+            f"{folder} holds no {precision} model", f"use {' or '.join(precisions) or 'another'}"
+        )
+    name = MODEL_FILES[precision]
+    content = _read_file(folder / name, files[name])
+    bundle = _read_card(card, folder, precision, precisions, content)
+    _check_shapes(bundle)
+    return bundle
+
+
+def verify_bundle(folder: Path | str) -> None:
+    """Check every file that a bundle's ``model.json`` names, and that each LiteRT model loads.
+
+    Raises
+    ------
+    BundleError
+        At the first that is missing, truncated or not what the card says.
+    """
+    folder = Path(folder)
+    files = _read_files(_open_card(folder))
+    for name, stamp in files.items():
+        _read_file(folder / name, stamp)
+    for precision, name in MODEL_FILES.items():
+        if name in files:
+            load_bundle(folder, precision)
+
+
+def read_keras_file(folder: Path | str) -> tuple[Path, Bundle]:
+    """Return where a bundle's Keras model lies, its hash checked, and the bundle.
+
+    Raises
+    ------
+    BundleError
+        If the bundle has none, or it is not the one the card names.
+    """
+    folder = Path(folder)
+    files = _read_files(_open_card(folder))
+    if KERAS_FILE not in files:
+        raise BundleError(f"{folder} holds no {KERAS_FILE}", "export the model with it")
+    _read_file(folder / KERAS_FILE, files[KERAS_FILE])
+    return folder / KERAS_FILE, load_bundle(folder)
+
+
+def _open_card(folder: Path) -> _Card:
     path = folder / CARD_FILE
     if not path.is_file():
         raise BundleError(f"{folder} holds no model ({CARD_FILE} is missing)", "name the folder of a bundle")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        content = (folder / MODEL_FILE).read_bytes()
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BundleError(str(explain_os_error(error, error.filename or path))) from error
+        raise BundleError(str(explain_os_error(error, path))) from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON", "export the model again") from error
-    bundle = _read_card(_Card(card, path), folder, content)
-    _check_shapes(bundle)
-    return bundle
+    card = _Card(values, path)
+    if card.get(int, "format") not in (1, FORMAT):
+        raise BundleError(
+            f"{path} is of format {values['format']}, this version reads formats 1 and {FORMAT}",
+            "install the version of hematovision that wrote it",
+        )
+    return card
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """What a card says of a file; the number of bytes is None where it says nothing."""
+
+    sha256: str
+    size: int | None = None
+
+
+def _read_files(card: _Card) -> dict[str, _Stamp]:
+    if card.values["format"] == 1:
+        return {MODEL_FILE: _Stamp(card.get(str, "model", "sha256"))}
+    files = card.get(dict, "files")
+    for name in files:
+        if Path(name).name != name:  # a card must not make us read elsewhere
+            raise card.wrong(f"'files' names {name!r}, which is not a file of this folder")
+    return {
+        name: _Stamp(card.get(str, "files", name, "sha256"), card.get(int, "files", name, "bytes"))
+        for name in files
+    }
+
+
+def _read_file(path: Path, stamp: _Stamp) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(str(explain_os_error(error, path))) from error
+    if stamp.size is not None and len(content) != stamp.size:
+        raise BundleError(
+            f"{path} is damaged: it has {len(content)} bytes and should have {stamp.size}",
+            "copy the folder again",
+        )
+    if sha256_of(content) != stamp.sha256:
+        raise BundleError(
+            f"{path} is damaged or not the file that {CARD_FILE} names", "copy the folder again"
+        )
+    return content
 
 
 class _Card:
@@ -330,29 +338,24 @@ _SPOKEN: dict[type, str] = {
 }
 
 
-def _read_card(card: _Card, folder: Path, content: bytes) -> Bundle:
-    if card.get(int, "format") != _FORMAT:
-        raise BundleError(
-            f"{card.path} is of format {card.values['format']}, this version reads format {_FORMAT}",
-            "install the version of hematovision that wrote it",
-        )
-    if _sha256(content) != card.get(str, "model", "sha256"):
-        raise BundleError(
-            f"{folder / MODEL_FILE} is damaged or not the model that {CARD_FILE} names",
-            "copy the folder again",
-        )
+def _read_card(
+    card: _Card, folder: Path, precision: Precision, precisions: tuple[Precision, ...], content: bytes
+) -> Bundle:
     backbone = card.get(str, "backbone")
     if backbone not in BACKBONE_NAMES:
         raise card.wrong(f"'{backbone}' is no backbone, those are {', '.join(BACKBONE_NAMES)}")
     return Bundle(
         folder,
+        precision,
         content,
-        _sha256(content),
+        sha256_of(content),
+        precisions,
+        _read_has_map(card),
         _read_classes(card),
         card.number(int, 16, 1024, "input", "size"),
         card.number(int, 16, 1024, "input", "cell_size"),
         card.number(float, 0, 2, "input", "crop_margin"),
-        card.number(float, 0.01, 100, "temperature"),
+        card.number(float, 0.01, 100, *_TEMPERATURE[card.values["format"]]),
         Thresholds(
             card.number(float, 0, 1, "thresholds", "confidence"),
             card.number(float, 0, 1000, "thresholds", "sharpness"),
@@ -362,6 +365,19 @@ def _read_card(card: _Card, folder: Path, content: bytes) -> Bundle:
         card.get(dict, "provenance"),
         card.get(dict, "metrics"),
     )
+
+
+_TEMPERATURE = {1: ("temperature",), FORMAT: ("calibration", "temperature")}
+
+
+def _read_has_map(card: _Card) -> bool:
+    if card.values["format"] == 1:
+        return False
+    outputs = card.get(list, "outputs")
+    names = [output.get("name") if isinstance(output, dict) else None for output in outputs]
+    if names not in (["probabilities"], ["probabilities", "activation_map"]):
+        raise card.wrong("'outputs' must be probabilities, and an activation_map or nothing else")
+    return len(names) == 2
 
 
 def _read_classes(card: _Card) -> tuple[str, ...]:
@@ -375,25 +391,43 @@ def _read_classes(card: _Card) -> tuple[str, ...]:
 
 
 def _check_shapes(bundle: Bundle) -> None:
-    path = bundle.folder / MODEL_FILE
-    interpreter = open_model(bundle.model, bundle.folder)
+    path = bundle.folder / MODEL_FILES[bundle.precision]
+    interpreter = open_model(bundle.model, path)
     size, count = bundle.input_size, len(bundle.classes)
-    for said, wanted, what in (
-        (interpreter.get_input_details(), [1, size, size, 3], "input"),
-        (interpreter.get_output_details(), [1, count], f"output, for {count} classes,"),
-    ):
-        shape = said[0]["shape"].tolist() if len(said) == 1 else []
-        if shape != wanted or said[0]["dtype"] is not np.float32:
-            raise BundleError(
-                f"the {what} of {path} should be float32 {wanted}, it is {shape}", "export the model again"
-            )
+    outputs = sorted(interpreter.get_output_details(), key=lambda output: len(output["shape"]))
+    wrong = _wrong_shape(interpreter.get_input_details(), [[1, size, size, 3]])
+    if wrong:
+        raise BundleError(f"the input of {path} {wrong}", "export the model again")
+    wanted: list[list[int | None]] = [[1, count], [1, None, None, count]]
+    wrong = _wrong_shape(outputs, wanted[: 1 + bundle.has_map])
+    if wrong:
+        raise BundleError(f"the output, for {count} classes, of {path} {wrong}", "export the model again")
 
 
-# -- running -------------------------------------------------------------------------------------
+def _wrong_shape(details: list[dict[str, Any]], wanted: list[list[int | None]]) -> str:
+    """Say what is wrong with a model's inputs or outputs, "" if nothing; None stands for any size."""
+    shapes = [detail["shape"].tolist() for detail in details]
+    fits = len(shapes) == len(wanted) and all(
+        len(shape) == len(want) and all(w in (None, s) for s, w in zip(shape, want, strict=True))
+        for shape, want in zip(shapes, wanted, strict=True)
+    )
+    if fits and all(detail["dtype"] is np.float32 for detail in details):
+        return ""
+
+    def told(all_shapes: list[Any]) -> str:
+        return " and ".join(str(shape).replace("None", "any") for shape in all_shapes)
+
+    return f"should be float32 {told(wanted)}, it is {told(shapes)}"
 
 
-def open_model(content: bytes, folder: Path) -> Interpreter:
-    """Make a LiteRT model ready to run.
+def open_model(content: bytes, path: Path) -> Interpreter:
+    """Make a model ready to run.
+
+    Parameters
+    ----------
+    content : bytes
+    path : Path
+        Where it was read, for the message.
 
     Raises
     ------
@@ -401,22 +435,11 @@ def open_model(content: bytes, folder: Path) -> Interpreter:
         If it is no LiteRT model, or needs operations that LiteRT alone does not have.
     """
     try:
-        with silence():
-            interpreter = Interpreter(model_content=content, num_threads=_THREADS)
-            interpreter.allocate_tensors()
+        return start_interpreter(content)
     except (ValueError, RuntimeError) as error:
-        raise BundleError(
-            f"{folder / MODEL_FILE} is not a model that LiteRT can run", "export the model again"
-        ) from error
-    return interpreter
+        raise BundleError(f"{path} is not a model that LiteRT can run", "export the model again") from error
 
 
-def run_model(interpreter: Interpreter, image: NDArray[Any]) -> NDArray[np.float32]:
-    """Run a model on one picture: (size, size, 3), RGB 0 to 255, to float32 (C,)."""
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None].astype(np.float32))
-    interpreter.invoke()
-    return np.asarray(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0], np.float32)
-
-
-def _sha256(content: bytes) -> str:
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

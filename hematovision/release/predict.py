@@ -34,7 +34,8 @@ from hematovision.data.scan import is_image, walk_files
 from hematovision.errors import ConfigError, HematoVisionError, ImageError
 from hematovision.files import atomic_path
 from hematovision.probabilities import calibrate
-from hematovision.release.bundle import Bundle, load_bundle, open_model, run_model
+from hematovision.release.bundle import MODEL_FILES, Bundle, Precision, load_bundle, open_model
+from hematovision.release.litert import Answer, answer, scale_crop
 from hematovision.vision.crop import crop_cell
 from hematovision.vision.field import RGB, Box
 from hematovision.vision.image import MIN_SIDE, read_image
@@ -118,19 +119,26 @@ class Classifier:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._interpreter = open_model(bundle.model, bundle.folder)
+        self._interpreter = open_model(bundle.model, bundle.folder / MODEL_FILES[bundle.precision])
         self._turn = threading.Lock()
 
     @classmethod
-    def load(cls, folder: Path | str | None = None) -> Classifier:
+    def load(cls, folder: Path | str | None = None, precision: Precision = "float32") -> Classifier:
         """Load a bundle; without a folder the one that `bundle.find_bundle` chooses.
+
+        Parameters
+        ----------
+        folder : Path, optional
+        precision : {"float32", "int8"}
+            ``"int8"`` is smaller and faster, and names nearly every cell alike: ``model.json`` says how
+            nearly.
 
         Raises
         ------
         BundleError
-            If there is none, or it is damaged.
+            If there is none, it is damaged, or it has no model of this precision.
         """
-        return cls(load_bundle(folder))
+        return cls(load_bundle(folder, precision))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -183,13 +191,27 @@ class Classifier:
         float64 array of shape (C,)
             Sums to 1.
         """
-        size = self.bundle.input_size
-        if crop.shape[0] != size:
-            how = cv2.INTER_AREA if size < crop.shape[0] else cv2.INTER_LINEAR
-            crop = np.asarray(cv2.resize(crop, (size, size), interpolation=how), np.uint8)
+        return calibrate(self._answer(crop).probabilities, self.bundle.temperature)
+
+    def activation_map(self, crop: RGB) -> NDArray[np.float32] | None:
+        """Return where the model looks in one cell that is cut out already, for every class.
+
+        Parameters
+        ----------
+        crop : uint8 array of shape (side, side, 3)
+
+        Returns
+        -------
+        float32 array of shape (h, w, C) or None
+            Coarser than the crop; the larger a value, the more its place spoke for the class. None
+            where the bundle's model does not tell.
+        """
+        return self._answer(crop).activation_map
+
+    def _answer(self, crop: RGB) -> Answer:
+        scaled = scale_crop(crop, self.bundle.input_size)
         with self._turn:
-            said = run_model(self._interpreter, crop)
-        return calibrate(said, self.bundle.temperature)
+            return answer(self._interpreter, scaled)
 
     def _judge(self, rgb: RGB, box: Box, margin: float, image: str, number: int) -> CellPrediction:
         said = self.probabilities(crop_cell(rgb, box, self.bundle.cell_size, margin))
