@@ -251,7 +251,9 @@ def _build(seed: int, *, with_map: bool = False) -> Any:
     x = keras.layers.Conv2D(16, 3, strides=4, activation="relu")(x)
     maps = keras.layers.Conv2D(4, 1, kernel_initializer=keras.initializers.RandomNormal(0, 1.0, seed))(x)
     said = keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(maps))
-    return keras.Model(images, [said, maps] if with_map else said)
+    model = keras.Model(images, [said, maps] if with_map else said)
+    model.compile("adam", "mse")  # as after a training: its file names an optimizer too
+    return model
 
 
 @pytest.fixture(scope="module")

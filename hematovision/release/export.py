@@ -50,7 +50,7 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can hold
 
 # what a model of this library is made of; functions, and layers that carry code, are not
 _KNOWN_MODULES = re.compile(
-    r"keras|keras\.(layers|initializers|regularizers|constraints|models|dtype_policies)"
+    r"keras|keras\.(layers|initializers|regularizers|constraints|models|dtype_policies|optimizers|losses|metrics)"
     r"|keras\.src\.(models|ops)\.\w+|hematovision\.learn\.\w+"
 )
 _UNSAFE = ("Lambda", "__lambda__", "function", "TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer")
