@@ -73,12 +73,21 @@ STEPS: tuple[Step, ...] = (
         per_backbone=True,
     ),
     Step(
+        "04_tuning",
+        "04_tuning.ipynb",
+        "Tuning",
+        "How much is gained by searching for better hyperparameters?",
+        "best hyperparameters, the tuned model",
+        after=("03_transfer_learning",),
+        when=lambda profile: profile.tuning_trials > 0 and profile.tuning_backbone in profile.backbones,
+    ),
+    Step(
         "05_comparison",
         "05_comparison.ipynb",
         "Comparison",
         "Which network is best, by how much, and how sure can we be?",
         "metrics.json, the final model",
-        after=("03_transfer_learning",),
+        after=("03_transfer_learning", "04_tuning"),
     ),
     Step(
         "06_generalisation",
