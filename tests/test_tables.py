@@ -66,10 +66,9 @@ def test_a_row_from_a_file_has_every_score_under_its_own_name(scores: dict) -> N
 
 def test_scores_by_test_set_and_backbone(scores: dict, trainings: dict) -> None:
     table = tables.score_table(scores, trainings)
-    row = table.loc["TEST", "MobileNetV2"]
+    row = table.loc[("TEST", "MobileNetV2, ImageNet")]
     assert row["accuracy"] == str(scores["mobilenetv2", "TEST"].summary["accuracy"])
     assert row["precision"] == str(scores["mobilenetv2", "TEST"].summary["precision_macro"])
-    assert row["initial weights"] == "ImageNet"
     assert row["images (photographs)"] == "60 (15)"
     by_class = tables.class_table(scores, "TEST")
     assert by_class.loc[("monocyte", "VGG16"), "recall"] == str(

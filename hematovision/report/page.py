@@ -241,8 +241,8 @@ def report_warnings(metrics: Mapping[str, Any], profile: Mapping[str, Any]) -> l
         )
     if any(m.get("split") == "random" for m in models):
         warnings.append(
-            "Rows of the random split demonstrate a leak and are there to be mistrusted: copies of one photograph stand on both "
-            "sides of it, so they measure memory as much as skill."
+            "Rows of the random split demonstrate a leak and are there to be mistrusted: copies of one "
+            "photograph stand on both sides of it, so they measure memory as much as skill."
         )
     if others := profile.get("extra_training"):
         warnings.append(

@@ -64,8 +64,7 @@ def score_table(scores: AllScores, trainings: Trainings) -> pd.DataFrame:
     rows = [
         {
             "test set": test_set,
-            "backbone": _title(name),
-            "initial weights": _start(trainings, name),
+            "backbone": f"{_title(name)}, {_start(trainings, name)}",
             "images (photographs)": f"{s.n_images:,} ({s.n_photographs})",
             **{k.removesuffix("_macro").replace("_", " "): str(v) for k, v in s.summary.items()},
         }
