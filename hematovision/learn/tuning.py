@@ -111,9 +111,9 @@ def to_changes(house: Recipe, values: dict[str, Any]) -> dict[str, Any]:
     factor = SGD_FACTOR if values["optimizer"] == "sgd" else 1.0
     changes = {k: v for k, v in values.items() if k != "learning_rate"}
     return changes | {
-        # twelve digits: 0.0003 * 100 / 100 is 0.0003 again
-        "fine_tune_learning_rate": float(f"{values['learning_rate'] * factor:.12g}"),
-        "head_learning_rate": float(f"{house.head_learning_rate / before * factor:.12g}"),
+        # six digits: readable, and 0.0003 * 100 is 0.03
+        "fine_tune_learning_rate": float(f"{values['learning_rate'] * factor:.6g}"),
+        "head_learning_rate": float(f"{house.head_learning_rate / before * factor:.6g}"),
     }
 
 

@@ -404,8 +404,9 @@ def plot_trials(
         heights[name], ticks = _place(table[name], name in logarithmic)
         ax.plot([i, i], [0, 1], color="#C9D1D8", lw=1.2, zorder=1)
         for text, height in ticks.items():
-            place = {"xytext": (5, 7), "textcoords": "offset points"}
-            label = ax.annotate(text, (i, height), fontsize=8, va="center", **place)
+            label = ax.annotate(
+                text, (i, height), (5, 7), textcoords="offset points", fontsize=8, va="center"
+            )
             label.set(zorder=4, bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6})
     shade = sns.light_palette(ACCENT, reverse=True, as_cmap=True)
     ranks = table[score].rank(method="first").to_numpy(int)
