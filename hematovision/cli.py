@@ -161,14 +161,14 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from hematovision.data.eight import read_eight_classes
+    from hematovision.data.sides import read_pbc_sides
     from hematovision.learn.pretraining import plan_for, pretrain
 
     if options.out and options.out.suffix != ".npz":
         raise ConfigError(f"compact weights are not written as {options.out.name}", "use .npz")
     plan = plan_for(options.backbone, options.weights, options.epochs)
     _say("reading and cutting the cells of pbc")
-    cells = read_eight_classes(options.data, progress=_counter())
+    cells = read_pbc_sides(options.data, progress=_counter())
     with contextlib.redirect_stdout(sys.stderr):  # the lines of the epochs are progress
         file = pretrain(options.backbone, cells, plan=plan, out=options.out, say=_say)
     print(file)

@@ -113,6 +113,13 @@ class Profile:
     fine_tune_learning_rate: dict[str, float]
     random_split_epochs: dict[str, int]
     transfer_epochs: int
+    # the final model; no training, no final model
+    final_seeds: int
+    final_backbone: str
+    final_weights: str
+    final_epochs: int
+    final_learning_rate: float
+    audit_weights: str
     patience: int
     # tuning, of one backbone
     tuning_backbone: str
@@ -278,6 +285,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "fine_tune_learning_rate": (0.0, 1.0),
     "random_split_epochs": (0, 1000),
     "transfer_epochs": (1, 1000),
+    "final_seeds": (0, 20),
+    "final_epochs": (1, 1000),
+    "final_learning_rate": (0.0, 1.0),
     "patience": (1, 1000),
     "tuning_trials": (0, 1000),
     "tuning_epochs": (1, 1000),
@@ -291,6 +301,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "classes": EIGHT,
     "extra_training": ("pbc",),
     "backbones": BACKBONE_NAMES,
+    "final_backbone": BACKBONE_NAMES,
     "precision": ("float32", "mixed_bfloat16"),
     "optimizer": ("adam", "sgd"),
     "head": ("average", "attention"),

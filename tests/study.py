@@ -42,6 +42,8 @@ PROFILE = yaml.safe_load((ROOT / "profiles" / "quick.yaml").read_text(encoding="
     "fine_tune_learning_rate": 0.0001,
     "random_split_epochs": 1,
     "transfer_epochs": 1,
+    "tuning_trials": 0,
+    "final_seeds": 0,
     "patience": 1,
     "bootstrap_samples": 100,
     "time_limit_minutes": 5,

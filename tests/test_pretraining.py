@@ -13,14 +13,14 @@ import pytest
 from hematovision.classes import EIGHT
 from hematovision.config import pretrained_file
 from hematovision.data.cells import CellStore
-from hematovision.data.eight import EightClasses
+from hematovision.data.sides import Sides
 from hematovision.data.splits import Split
 from hematovision.errors import WeightsError
 from hematovision.learn import backbones, compact, pretraining, runtime
 from hematovision.learn.pretraining import Plan, Stage
 
 
-def coloured_cells(each: int = 12, size: int = 32) -> EightClasses:
+def coloured_cells(each: int = 12, size: int = 32) -> Sides:
     """Eight classes that differ in colour, noisy: a network learns them in a few epochs."""
     rng = np.random.default_rng(0)
     labels = np.tile(np.arange(8), each)
@@ -33,13 +33,13 @@ def coloured_cells(each: int = 12, size: int = 32) -> EightClasses:
     part = np.arange(len(labels)) // 8 % 3
     sides = [tuple(np.asarray(paths)[part == k]) for k in range(3)]
     store = CellStore((images.astype(np.uint8),), table, "coloured")
-    return EightClasses(
-        store, Split("grouped", *sides), np.eye(8, dtype=np.float32)[labels], np.asarray(paths)
+    return Sides(
+        store, Split("grouped", *sides), EIGHT, np.eye(8, dtype=np.float32)[labels], np.asarray(paths)
     )
 
 
 @pytest.fixture(scope="module")
-def cells() -> EightClasses:
+def cells() -> Sides:
     return coloured_cells()
 
 
@@ -125,7 +125,7 @@ def test_a_pickle_is_never_opened(network: object, tmp_path: Path) -> None:
 # -- pretraining ---------------------------------------------------------------------------------
 
 
-def test_pretraining_says_what_it_did_and_how_well(cells: EightClasses, cache: Path, tmp_path: Path) -> None:
+def test_pretraining_says_what_it_did_and_how_well(cells: Sides, cache: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     plan = Plan((Stage(32, 1, 2e-3), Stage(40, 1, 1e-3)), precision="float32", batch_size=8)
     file = pretraining.pretrain("mobilenetv2", cells, plan=plan, out=tmp_path / "m.npz", say=lines.append)
@@ -143,7 +143,7 @@ def test_pretraining_says_what_it_did_and_how_well(cells: EightClasses, cache: P
 
 @pytest.mark.usefixtures("cache")
 def test_a_finished_stage_is_not_trained_again(
-    cells: EightClasses, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cells: Sides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = pretraining.pretrain("mobilenetv2", cells, plan=PLAN, out=tmp_path / "a.npz", say=lambda _: None)
     assert capsys.readouterr().out.count("epoch") == 2
@@ -155,7 +155,7 @@ def test_a_finished_stage_is_not_trained_again(
 
 @pytest.mark.usefixtures("cache")
 def test_the_held_out_side_is_never_read(
-    cells: EightClasses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: Sides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[int] = set()
     read = CellStore.read
@@ -172,7 +172,7 @@ def test_the_held_out_side_is_never_read(
 
 @pytest.mark.usefixtures("cache")
 def test_the_weights_are_a_source_of_initial_weights(
-    cells: EightClasses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: Sides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEMATOVISION_HOME", str(tmp_path))
     with pytest.raises(WeightsError, match="pretrain --backbone mobilenetv2"):

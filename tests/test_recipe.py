@@ -219,8 +219,8 @@ class TestModels:
         small_base(monkeypatch)
         model = build_training_model(RECIPE, self.classifier())
         generators = [v.path for v in model.variables if "seed_generator_state" in v.path]
-        # two flips, rotation, shift, zoom and colour jitter, and the head's dropout
-        assert len(generators) == 7
+        # two flips, rotation, shift, zoom, colour and focus jitter, and the head's dropout
+        assert len(generators) == 8
 
     def classifier(self) -> Any:
         base = backbones.build_base("mobilenetv2", "none", 1)

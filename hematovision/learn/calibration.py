@@ -266,6 +266,14 @@ def choose_threshold(predictions: Predictions, target_accuracy: float, *, level:
     return float(thresholds[failed[0] - 1] if failed.size else thresholds[-1])
 
 
+def choose_threshold_or(predictions: Predictions, target_accuracy: float, *, default: float) -> float:
+    """Return `choose_threshold`, or a default where too few photographs can prove the target."""
+    try:
+        return choose_threshold(predictions, target_accuracy)
+    except DataError:
+        return default
+
+
 def _accuracy_bound(codes: NDArray[np.int64], correct: NDArray[np.bool_], level: float) -> float:
     # a photograph counts once, with the share of its accepted copies that are right
     copies = np.bincount(codes)

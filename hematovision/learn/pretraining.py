@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hematovision
-from hematovision.classes import EIGHT
 from hematovision.config import cache_folder, pretrained_file
-from hematovision.data.eight import PBC_SEED, EightClasses
+from hematovision.data.sides import PBC_SEED, Sides
 from hematovision.errors import HematoVisionError
 from hematovision.files import content_key, sha256_file
 from hematovision.learn import backbones, runtime
@@ -39,6 +38,8 @@ from hematovision.vision.augment import build_augmentation
 if TYPE_CHECKING:
     import keras
 
+HEAD_SEED = 2026
+"""Of the head's first weights. Trainings of other seeds share them, so that their weights can be averaged."""
 MOST_CHANGED = 0.005
 """Largest share of validation cells that may be named otherwise once the weights are compact."""
 
@@ -54,11 +55,14 @@ class Stage:
     epochs : int
     rate : float
         Highest learning rate: reached in a warm-up of one epoch, then lowered along a cosine.
+    augmentation : float
+        Its strength. What starts from nothing learns faster from cells that are changed less.
     """
 
     size: int
     epochs: int
     rate: float
+    augmentation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,19 @@ class Plan:
     batch_size: int = 32
     dropout: float = 0.3
     label_smoothing: float = 0.05
-    augmentation: float = 1.0
     seed: int = 2026
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self)
 
 
 # found on two cores: mixed_bfloat16 is twice as fast for plain convolutions and slower for depthwise
 # ones. VGG16 has no batch normalisation to forgive a large step and is unstable at 3e-4.
 PLANS: dict[str, Plan] = {
-    "vgg16": Plan((Stage(64, 12, 2e-4), Stage(96, 4, 1e-4))),
+    "vgg16": Plan((Stage(64, 14, 2e-4, 0.5), Stage(96, 4, 1e-4))),
     "mobilenetv2": Plan((Stage(128, 15, 3e-4),), weights="imagenet", precision="float32"),
-    "resnet50": Plan((Stage(64, 14, 1e-3), Stage(96, 5, 5e-4))),
+    "resnet50": Plan((Stage(64, 18, 1e-3, 0.5), Stage(96, 5, 5e-4))),
 }
 
 
@@ -117,7 +124,7 @@ def plan_for(backbone: str, weights: str | None = None, epochs: int | None = Non
 
 def pretrain(
     backbone: str,
-    cells: EightClasses,
+    cells: Sides,
     *,
     plan: Plan | None = None,
     out: Path | None = None,
@@ -130,7 +137,7 @@ def pretrain(
     Parameters
     ----------
     backbone : str
-    cells : EightClasses
+    cells : Sides
     plan : Plan, optional
         `PLANS` of this backbone unless given.
     out : path, optional
@@ -155,7 +162,7 @@ def pretrain(
     return _release(backbone, trained, cells, plan, out or pretrained_file(backbone), say)
 
 
-def _key(backbone: str, cells: EightClasses, plan: Plan, number: int) -> str:
+def _key(backbone: str, cells: Sides, plan: Plan, number: int) -> str:
     """Name a stage by all that its result depends on, the code included."""
     package = Path(hematovision.__file__).parent
     names = ("learn/backbones.py", "learn/pretraining.py", "learn/training.py", "vision/augment.py")
@@ -172,13 +179,13 @@ def _key(backbone: str, cells: EightClasses, plan: Plan, number: int) -> str:
     )
 
 
-def train_plan(backbone: str, cells: EightClasses, plan: Plan, say: Callable[[str], None] = print) -> Trained:
-    """Train a network on eight classes as a plan says; a killed training goes on where it was.
+def train_plan(backbone: str, cells: Sides, plan: Plan, say: Callable[[str], None] = print) -> Trained:
+    """Train a network as a plan says; a killed training goes on where it was.
 
     Returns
     -------
     Trained
-        Its ``model`` maps images of the last stage's size to eight probabilities, in float32.
+        Its ``model`` maps images of the last stage's size to probabilities, in float32.
 
     Raises
     ------
@@ -189,7 +196,7 @@ def train_plan(backbone: str, cells: EightClasses, plan: Plan, say: Callable[[st
     keras.config.set_dtype_policy(plan.precision)
     base = backbones.build_base(backbone, plan.weights, plan.seed)
     features = backbones.get_backbone(backbone).features
-    head = backbones.build_head(features, len(EIGHT), plan.dropout, plan.seed)
+    head = backbones.build_head(features, len(cells.classes), plan.dropout, HEAD_SEED)
     from_nothing = plan.weights == "none"
     backbones.set_trainable(base, 0, frozen_batch_norm=not from_nothing)
     histories, seconds = {}, 0.0
@@ -201,29 +208,27 @@ def train_plan(backbone: str, cells: EightClasses, plan: Plan, say: Callable[[st
         run = _train_stage(classifier, cells, plan, number, _key(backbone, cells, plan, number))
         histories[f"{stage.size} pixels"] = run.finish()
         seconds += run.seconds
-    model = _plain_classifier(backbone, plan)
+    model = _plain_classifier(backbone, plan, len(cells.classes))
     model.set_weights(classifier.get_weights())
     return Trained(model, histories, seconds)
 
 
-def _plain_classifier(backbone: str, plan: Plan) -> keras.Model:
+def _plain_classifier(backbone: str, plan: Plan, n_classes: int) -> keras.Model:
     """Return a classifier in float32, with the weights of nothing, for pictures of the last stage's size."""
     import keras
 
     keras.config.set_dtype_policy("float32")
     base = backbones.build_base(backbone, "none", plan.seed)
-    head = backbones.build_head(backbones.get_backbone(backbone).features, len(EIGHT), 0.0, plan.seed)
+    head = backbones.build_head(backbones.get_backbone(backbone).features, n_classes, 0.0, plan.seed)
     return backbones.build_classifier(backbone, base, head, plan.stages[-1].size, frozen_batch_norm=True)
 
 
-def _train_stage(
-    classifier: keras.Model, cells: EightClasses, plan: Plan, number: int, key: str
-) -> Resumable:
+def _train_stage(classifier: keras.Model, cells: Sides, plan: Plan, number: int, key: str) -> Resumable:
     import keras
 
     stage = plan.stages[number]
     images = keras.Input((stage.size, stage.size, 3))
-    augmented = build_augmentation(plan.augmentation, plan.seed)(images)
+    augmented = build_augmentation(stage.augmentation, plan.seed)(images)
     model = keras.Model(images, classifier(augmented), name="pretraining")
     train, validation = cells.rows("train"), cells.rows("validation")
     validation = validation[draw_copies(cells.groups[validation], cells.copies, PBC_SEED)]
@@ -282,7 +287,7 @@ def _warm_cosine(stage: Stage, steps: int) -> keras.optimizers.schedules.Learnin
 
 
 def _release(
-    backbone: str, trained: Trained, cells: EightClasses, plan: Plan, out: Path, say: Callable[[str], None]
+    backbone: str, trained: Trained, cells: Sides, plan: Plan, out: Path, say: Callable[[str], None]
 ) -> Path:
     """Write the compact weights, once they are known to say the same as the full ones."""
     model, size, rows = trained.model, plan.stages[-1].size, cells.rows("validation")
@@ -290,7 +295,7 @@ def _release(
     full_weights = base.get_weights()
     facts: dict[str, Any] = {
         "backbone": backbone,
-        "classes": list(EIGHT),
+        "classes": list(cells.classes),
         "data": "pbc",
         "images": {"training": len(cells.split.train), "validation": len(rows)},
         "held_out": len(cells.split.test),
@@ -313,7 +318,7 @@ def _release(
             f"compact weights of {backbone} change {changed:.2%} of the predictions", "train it for longer"
         )
     truth = cells.labels[rows].argmax(axis=1)
-    recalls = [float((compact[truth == i] == i).mean()) for i in range(len(EIGHT)) if (truth == i).any()]
+    recalls = [float((compact[truth == i] == i).mean()) for i in np.unique(truth)]
     facts["validation"] = {
         "accuracy": float((compact == truth).mean()),
         "balanced_accuracy": float(np.mean(recalls)),
@@ -328,6 +333,6 @@ def _release(
     return out
 
 
-def _predict(model: keras.Model, cells: EightClasses, rows: NDArray[np.int64], size: int) -> NDArray[Any]:
+def _predict(model: keras.Model, cells: Sides, rows: NDArray[np.int64], size: int) -> NDArray[Any]:
     batches = ordered_batches(image_reader(cells.cells, size), rows, cells.labels[rows])
     return np.concatenate([model.predict_on_batch(images).argmax(axis=1) for images, _ in batches])

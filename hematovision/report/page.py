@@ -88,12 +88,14 @@ def build_report(
 
 
 def _metrics(artifacts: Path) -> dict[str, Any]:
-    """Return what the comparison measured, followed by what the generalisation added to it."""
+    """Return what the comparison measured, followed by what the notebooks after it added."""
     metrics = read_json(artifacts / "metrics.json")
-    added = artifacts / "generalisation.json"
-    if added.is_file():
-        for key, entries in read_json(added).items():
-            metrics[key] = [*metrics.get(key, []), *entries]
+    for name in ("generalisation", "final", "release"):
+        file = artifacts / f"{name}.json"
+        if not file.is_file():
+            continue
+        for key, added in read_json(file).items():
+            metrics[key] = [*metrics.get(key, []), *added] if isinstance(added, list) else added
     return dict(metrics)
 
 

@@ -97,6 +97,24 @@ STEPS: tuple[Step, ...] = (
         "transfer between sets",
         after=("05_comparison",),
     ),
+    Step(
+        "07_final_model",
+        "07_final_model.ipynb",
+        "The final model",
+        "How good is the best model that can honestly be handed out, and when is it sure?",
+        "the final model, its calibration",
+        after=("06_generalisation",),
+        when=lambda profile: profile.final_seeds > 0,
+    ),
+    Step(
+        "08_release",
+        "08_release.ipynb",
+        "The release",
+        "What does it get wrong, where does it look, and are the labels right?",
+        "the bundle, its card, the label audit",
+        after=("07_final_model",),
+        when=lambda profile: profile.final_seeds > 0,
+    ),
 )
 
 

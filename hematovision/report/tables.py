@@ -11,6 +11,7 @@ import pandas as pd
 
 from hematovision.learn import evaluation, recipe
 from hematovision.learn.backbones import BACKBONES, initial_weights_title
+from hematovision.learn.calibration import Calibration
 from hematovision.learn.evaluation import Predictions, Scores
 
 RANDOM = "random 20 %"
@@ -253,3 +254,98 @@ def transfer_entries(scores: Mapping[str, Scores], backbone: str, weights: str) 
         }
         for name, s in scores.items()
     ]
+
+
+# -- a model that is judged on several sets ------------------------------------------------------
+
+SetKey = tuple[str, str]
+"""Name of a set, and a side of it."""
+
+_SIDES = {"test": "TEST", "test_simple": "TEST_SIMPLE"}
+
+
+def set_title(name: str, side: str) -> str:
+    """Return how a side of a set is called: its own name where the set's authors made the sides."""
+    if name == "pbc":
+        return f"pbc, held-out {'fifth' if side == 'test' else side}"
+    return f"{name} {_SIDES.get(side, side)}"
+
+
+def set_table(scores: Mapping[SetKey, Scores]) -> pd.DataFrame:
+    """Return one model's scores on every set, in percent with intervals."""
+    rows = {
+        set_title(*key): {
+            "images (photographs)": f"{s.n_images:,} ({s.n_photographs})",
+            "classes": len(s.per_class),
+            **{k: v for k, v in summary_row(s.summary).items() if k != "recall macro"},
+        }
+        for key, s in scores.items()
+    }
+    return pd.DataFrame(rows).T.rename(columns={"precision macro": "precision", "f1 macro": "f1"})
+
+
+def set_class_table(scores: Mapping[SetKey, Scores]) -> pd.DataFrame:
+    """Return precision, recall and F1 of every class on every set, in percent with intervals."""
+    rows = [
+        {"tested on": set_title(*key), "class": c, **{k: str(v) for k, v in values.items()}}
+        for key, s in scores.items()
+        for c, values in s.per_class.items()
+    ]
+    return pd.DataFrame(rows).set_index(["tested on", "class"])
+
+
+def accuracies(said: Mapping[SetKey, Predictions]) -> dict[str, float]:
+    """Return accuracy and balanced accuracy on every set, 0 to 1."""
+    found = {}
+    for key, predictions in said.items():
+        summary = evaluation.evaluate(predictions, samples=100).summary
+        for name in ("accuracy", "balanced_accuracy"):
+            found[f"{set_title(*key)}, {name.replace('_', ' ')}"] = summary[name].value
+    return found
+
+
+def calibration_table(
+    before: Mapping[SetKey, Calibration], after: Mapping[SetKey, Calibration]
+) -> pd.DataFrame:
+    """Return calibration errors of every set before and after the temperature."""
+    rows = {}
+    for key in after:
+        for name, measured in (("before", before[key]), ("after", after[key])):
+            rows[set_title(*key), name] = {
+                "ECE, %": str(measured.ece),
+                "confidence less accuracy, %": str(measured.overconfidence),
+                "Brier": f"{measured.brier.value:.3f}",
+                "NLL": f"{measured.nll.value:.3f}",
+            }
+    return pd.DataFrame(rows).T
+
+
+def calibration_entries(measured: Mapping[SetKey, Calibration]) -> dict[str, Any]:
+    """Return calibration errors by set as ``metrics.json`` holds them."""
+    return {set_title(*key): c.to_dict() for key, c in measured.items()}
+
+
+def set_entries(scores: Mapping[SetKey, Scores], backbone: str, weights: str) -> list[dict[str, Any]]:
+    """Return the final model's scores as ``metrics.json`` holds them."""
+    return [
+        {
+            "backbone": backbone,
+            "weights": weights,
+            "split": "the final model",
+            "test_set": set_title(*key),
+            **s.to_dict(),
+        }
+        for key, s in scores.items()
+    ]
+
+
+def by_set(entries: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return entries of ``metrics.json`` by the set that was tested on."""
+    return {entry["test_set"]: entry for entry in entries}
+
+
+def correct_examples(predictions: Predictions, per_class: int) -> pd.DataFrame:
+    """Return images that are named correctly, the surest of each class: ``image, label``."""
+    frame = predictions.to_frame().assign(sure=predictions.probabilities.max(axis=1))
+    right = frame[predictions.correct].sort_values(["label", "sure", "image"], ascending=[True, False, True])
+    return right.drop_duplicates("source").groupby("label").head(per_class)[["image", "label"]]
