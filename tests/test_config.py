@@ -186,7 +186,7 @@ class TestLoading:
             ("seed: 2026-13-45", "profiles/bad.yaml cannot be read"),
             ("", "profiles/bad.yaml holds no keys"),
             ("- seed", "profiles/bad.yaml holds no keys"),
-            ("seed: 1", "profile 'bad': key 'augmentation' is missing"),
+            ("seed: 1", "profile 'bad': key 'audit_weights' is missing"),
             (
                 yaml.safe_dump(QUICK | {"sead": 1}),
                 "profile 'quick|bad': unknown key 'sead': keys are: .*seed",

@@ -136,6 +136,25 @@ def predict_side(
     return restrict(said, sides.classes)
 
 
+def predict_sets(
+    model: keras.Model,
+    sets: Mapping[tuple[str, str], Sides],
+    classes: Sequence[str],
+    temperature: float = 1.0,
+) -> dict[tuple[str, str], Predictions]:
+    """Run a model over a side of each of several sets; see `predict_side`.
+
+    Parameters
+    ----------
+    sets : mapping
+        (Name, side) to the set.
+    temperature : float
+        The probabilities are calibrated with it, over the classes of each set.
+    """
+    said = {key: predict_side(model, s, key[1], classes) for key, s in sets.items()}
+    return {key: calibration.apply_temperature(p, temperature) for key, p in said.items()}
+
+
 def restrict(predictions: Predictions, classes: Sequence[str]) -> Predictions:
     """Return what a model of many classes says when it is known that only some can occur.
 

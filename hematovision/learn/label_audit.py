@@ -13,8 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hematovision.config import cache_folder
+from hematovision.data.sides import Sides
 from hematovision.errors import DataError
+from hematovision.learn import backbones
 from hematovision.learn.evaluation import Predictions
+from hematovision.learn.features import frozen_features
 
 COLUMNS = (
     "rank",
@@ -189,3 +193,23 @@ def apply_audit(predictions: Predictions, suspects: pd.DataFrame) -> Predictions
         raise DataError("every photograph is under suspicion", "give the score on the official labels alone")
     p = predictions
     return Predictions(p.probabilities[kept], p.labels[kept], p.sources[kept], p.image_ids[kept], p.classes)
+
+
+def audit_sides(sides: Sides, backbone: str, weights: str, seed: int = 0) -> pd.DataFrame:
+    """Return the suspects of a whole set: a probe on frozen features, out of fold, and confident learning.
+
+    Parameters
+    ----------
+    sides : Sides
+        All of its cells are judged, whatever side they are on; nothing is trained for keeps.
+    backbone, weights : str
+        Of the network whose features are used; it must not have been trained on these labels.
+    seed : int
+    """
+    base = backbones.build_base(backbone, weights, seed)
+    extractor = backbones.build_feature_extractor(backbone, base, sides.cells.size)
+    features = frozen_features(extractor, sides.cells, cache_folder())
+    labels = sides.labels.argmax(axis=1)
+    beliefs = out_of_fold_probabilities(features, labels, sides.groups, seed=seed)
+    paths = sides.cells.table["path"].to_numpy(str)
+    return find_suspects(labels, beliefs, paths, sides.groups, sides.classes)

@@ -84,7 +84,8 @@ def plot_images(
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
     ratio = images[0].shape[0] / images[0].shape[1]
-    extra = 0.28 if titles is not None else 0.06
+    lines = max((t.count("\n") + 1 for t in titles or ()), default=0)
+    extra = 0.14 + 0.14 * lines if lines else 0.06
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -302,6 +303,39 @@ def plot_risk_coverage(
     ax.set(xlabel="accepted (% of cells)", ylabel="wrong (% of accepted)", title=title, xlim=(0, 101))
     ax.set_ylim(0, max(1.0, 1.12 * float(risk.max())))
     return ax
+
+
+def plot_reliabilities(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draw reliability diagrams side by side, each under its name."""
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables), 4.4), squeeze=False)
+    for ax, (name, table) in zip(axes.flat, tables.items(), strict=True):
+        plot_reliability(table, ax=ax, title=name)
+    figure.tight_layout()
+    return figure
+
+
+def plot_risk_coverages(curves: Mapping[str, pd.DataFrame], threshold: float) -> Figure:
+    """Draw curves of risk against coverage side by side, each under its name, with one threshold marked."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(5.2 * len(curves), 3.5), squeeze=False)
+    for ax, (name, curve) in zip(axes.flat, curves.items(), strict=True):
+        plot_risk_coverage(curve, ax=ax, threshold=threshold, title=name)
+    figure.tight_layout()
+    return figure
+
+
+def plot_doubts(crops: Sequence[RGB], table: pd.DataFrame, title: str = "") -> Figure | None:
+    """Draw cells whose label is at odds with something else; nothing where there is none.
+
+    Parameters
+    ----------
+    crops : sequence of uint8 arrays of shape (side, side, 3)
+    table : DataFrame
+        One row a cell. Its first three columns are shown: the label, the other opinion, and a share (0 to 1).
+    """
+    if not len(table):
+        return None
+    titles = [f"{label}\n{other} ({share:.0%})" for label, other, share in table.iloc[:, :3].to_numpy()]
+    return plot_images(list(crops), titles, columns=8, edge=1.6, title=title)
 
 
 def plot_cams(
