@@ -129,6 +129,13 @@ class Profile:
     tuning_copies: int
     # evaluation
     bootstrap_samples: int
+    # learning curves; no source, no curve
+    curve_sources: tuple[str, ...]
+    curve_photographs: tuple[int, ...]
+    curve_copies: int
+    curve_steps: int
+    curve_input_size: int
+    curve_learning_rate: float
     # the run
     time_limit_minutes: float
 
@@ -285,6 +292,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "fine_tune_learning_rate": (0.0, 1.0),
     "random_split_epochs": (0, 1000),
     "transfer_epochs": (1, 1000),
+    "curve_photographs": (0, 100_000),
+    "curve_copies": (1, 1000),
+    "curve_steps": (1, 100_000),
+    "curve_input_size": (32, 512),
+    "curve_learning_rate": (0.0, 1.0),
     "final_seeds": (0, 20),
     "final_epochs": (1, 1000),
     "final_learning_rate": (0.0, 1.0),

@@ -353,3 +353,24 @@ class TestModels:
         ) as caught:
             load_model(tmp_path / "m.keras")
         assert "\n" not in str(caught.value)
+
+
+def test_every_source_of_weights_is_known_before_any_work() -> None:
+    asked = {
+        "backbone": "vgg16",
+        "weights": "none",
+        "final_backbone": "mobilenetv2",
+        "final_weights": "hematovision",
+        "audit_weights": "imagenet",
+        "curve_sources": ["resnet50:none"],
+    }
+    assert backbones.sources_of(asked) == [
+        ("vgg16", "none"),
+        ("mobilenetv2", "hematovision"),
+        ("mobilenetv2", "imagenet"),
+        ("resnet50", "none"),
+    ]
+    assert backbones.sources_of({}) == []
+    for wrong in ("resnet50", "resnet50:", "alexnet:none"):
+        with pytest.raises(WeightsError, match="write backbone:weights"):
+            backbones.parse_source(wrong)

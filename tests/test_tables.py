@@ -112,3 +112,8 @@ def test_entries_say_which_split_they_belong_to(scores: dict, trainings: dict) -
     assert {e["split"] for e in entries if e["test_set"] != tables.RANDOM} == {"official"}
     alone = tables.transfer_entries({"pbc": scores["vgg16", "TEST"]}, "vgg16", "none")
     assert alone[0]["split"] == "trained on pbc alone"
+
+
+def test_one_network_alone_has_no_pairs_and_an_empty_table() -> None:
+    assert tables.paired_comparisons({}, ["vgg16"], "TEST", samples=10, seed=0) == []
+    assert tables.pair_table([]).empty

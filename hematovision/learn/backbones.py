@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,48 @@ def check_weights(profile: Profile) -> None:
     WeightsError
         Naming the file and the ways out.
     """
+    values = profile.to_dict()
+    if not profile.final_seeds:
+        values.pop("final_backbone")
     for name in profile.backbones:
         check_source(name, profile.weights[name])
+    for backbone, source in sources_of({**values, "weights": None}):
+        check_source(backbone, source)
+
+
+def sources_of(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return every backbone with the initial weights that a notebook's parameters, or a profile, ask for.
+
+    Parameters
+    ----------
+    parameters : mapping
+        ``weights`` is that of ``backbone``; ``final_weights`` and ``audit_weights`` are those of
+        ``final_backbone``; ``curve_sources`` holds ``backbone:weights``. Any may be missing.
+    """
+    found = []
+    if parameters.get("backbone") and parameters.get("weights"):
+        found.append((parameters["backbone"], parameters["weights"]))
+    if final := parameters.get("final_backbone"):
+        names = ("final_weights", "audit_weights")
+        found += [(final, parameters[name]) for name in names if parameters.get(name)]
+    return found + [parse_source(text) for text in parameters.get("curve_sources") or ()]
+
+
+def parse_source(text: str) -> tuple[str, str]:
+    """Return backbone and initial weights of ``backbone:weights``.
+
+    Raises
+    ------
+    WeightsError
+        If it is written otherwise, or there is no such backbone.
+    """
+    backbone, colon, weights = text.partition(":")
+    if not colon or not weights or backbone not in BACKBONES:
+        raise WeightsError(
+            f"'{text}' is no backbone with its initial weights",
+            f"write backbone:weights, with one of {', '.join(BACKBONES)}",
+        )
+    return backbone, weights
 
 
 def check_source(backbone: str, source: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,20 @@ def data_key(profile: Profile, data: str | Path | None = None) -> str:
     return content_key([(name, _folder_key(root)) for name, root in _roots(profile, data)])
 
 
-def weights_key(profile: Profile, backbone: str) -> str:
-    """Return a key of the file that a backbone starts from; of its name alone where Keras keeps it."""
-    source = profile.weights[backbone] if backbone else ""
-    if source in ("", "none", "imagenet"):
-        return source
-    from hematovision.learn.backbones import weights_file
+def weights_key(parameters: Mapping[str, Any]) -> str:
+    """Return a key of the weight files that a notebook starts from; names alone where Keras keeps them.
 
-    file = weights_file(backbone, source)
-    return _sha256(file) if file else source
+    Parameters
+    ----------
+    parameters : mapping
+        Of the notebook, as `notebook.bind_parameters` gives them.
+    """
+    from hematovision.learn.backbones import sources_of, weights_file
+
+    files = (
+        (backbone, source, weights_file(backbone, source)) for backbone, source in sources_of(parameters)
+    )
+    return content_key([(b, source, _sha256(file) if file else "") for b, source, file in files])
 
 
 def count_files(profile: Profile, data: str | Path | None = None) -> int:

@@ -90,7 +90,7 @@ def build_report(
 def _metrics(artifacts: Path) -> dict[str, Any]:
     """Return what the comparison measured, followed by what the notebooks after it added."""
     metrics = read_json(artifacts / "metrics.json")
-    for name in ("generalisation", "final", "release"):
+    for name in ("generalisation", "final", "release", "curves"):
         file = artifacts / f"{name}.json"
         if not file.is_file():
             continue

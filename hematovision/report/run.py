@@ -265,7 +265,7 @@ class Run:
             self._library_key,
             self._versions,
             self._data_key,
-            inputs.weights_key(self.profile, job.backbone),
+            inputs.weights_key(self._parameters[job.name]),
             before,
         )
 

@@ -115,6 +115,15 @@ STEPS: tuple[Step, ...] = (
         after=("07_final_model",),
         when=lambda profile: profile.final_seeds > 0,
     ),
+    Step(
+        "09_learning_curves",
+        "09_learning_curves.ipynb",
+        "Learning curves",
+        "What are learned weights worth, in photographs?",
+        "scores by number of photographs",
+        after=("02_preprocessing",),
+        when=lambda profile: bool(profile.curve_sources),
+    ),
 )
 
 

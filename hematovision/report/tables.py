@@ -118,7 +118,8 @@ def paired_comparisons(
 
 def pair_table(pairs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return paired comparisons for people: the difference is in percentage points of accuracy."""
-    table = pd.DataFrame(pairs).drop(columns="difference")
+    columns = ["first", "second", "text", "only first right", "only second right", "McNemar p"]
+    table = pd.DataFrame(pairs, columns=columns)  # a study of one network has no pairs
     return table.rename(columns={"text": "difference, % points"}).round({"McNemar p": 4})
 
 
