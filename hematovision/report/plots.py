@@ -84,7 +84,7 @@ def plot_images(
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
     ratio = images[0].shape[0] / images[0].shape[1]
-    lines = max((t.count("\n") + 1 for t in titles or ()), default=0)
+    lines = 0 if titles is None else max((str(t).count("\n") + 1 for t in titles), default=0)
     extra = 0.14 + 0.14 * lines if lines else 0.06
     figure, axes = plt.subplots(
         rows,
