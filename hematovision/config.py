@@ -309,7 +309,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "time_limit_minutes": (0.1, 100_000),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "dataset": ("synthetic", "blood-cells"),  # the study needs official sides and photographs
+    "dataset": ("synthetic", "photographs", "blood-cells"),  # the study needs official sides and photographs
     "classes": EIGHT,
     "extra_training": ("pbc",),
     "backbones": BACKBONE_NAMES,

@@ -163,7 +163,7 @@ def test_pbc_under_each_of_its_names(tmp_path: Path, cache: Path, root: str):
 
 
 def test_an_unknown_set_and_an_unknown_option(own: Path, cache: Path):
-    with pytest.raises(DataError, match="choose one of blood-cells, pbc, folder, synthetic"):
+    with pytest.raises(DataError, match="choose one of blood-cells, pbc, folder, photographs, synthetic"):
         load_set("malaria")
     with pytest.raises(DataError, match="'folder' has no option 'seed'"):
         load_set("folder", own, cache=cache, seed=1)

@@ -147,7 +147,7 @@ class TestRanges:
             ("input_size", {"vgg16": 48, "mobilenetv2": 8, "resnet50": 48}, "'input_size' is 8"),
             ("validation_fraction", 0, "'validation_fraction' is 0"),
             ("bootstrap_samples", 10, "'bootstrap_samples' is 10"),
-            ("dataset", "cats", "'dataset' is 'cats': it must be one of synthetic, blood-cells"),
+            ("dataset", "cats", "'dataset' is 'cats': it must be one of synthetic, photographs, blood-cells"),
             ("classes", ["neutrophil", "cat"], "'classes' is 'cat'"),
             ("classes", ["neutrophil"], "'classes' names one class"),
             ("classes", ["neutrophil", "neutrophil"], "'classes' is empty or names one twice"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from hematovision.classes import EIGHT, FOUR
 from hematovision.config import cache_folder, data_folder
-from hematovision.data import blood_cells, folder, pbc, synthetic
+from hematovision.data import blood_cells, folder, lesson, pbc, synthetic
 from hematovision.data.manifest import Manifest, check_manifest, read_manifest, write_manifest
 from hematovision.data.photographs import assign_sources
 from hematovision.data.scan import (
@@ -149,6 +149,17 @@ CATALOG: dict[str, DataSet] = {
             version=folder.VERSION,
         ),
         DataSet(
+            name="photographs",
+            title="The photographs of the Kaggle set alone",
+            description="its photographs in four classes, and copies that this library makes of them",
+            classes=FOUR,
+            licence="MIT",
+            citation="Shenggan, BCCD Dataset; Mooney, Blood Cell Images, Kaggle 2018",
+            url="https://www.kaggle.com/datasets/paultimothymooney/blood-cells",
+            roots=("blood-cells/dataset-master/dataset-master", "blood-cells/dataset-master"),
+            signs=("JPEGImages",),
+        ),
+        DataSet(
             name="synthetic",
             title="Drawn smears",
             description="photographs drawn by this library, and augmented copies of them; no download",
@@ -160,6 +171,9 @@ CATALOG: dict[str, DataSet] = {
 
 SYNTHETIC_DEFAULTS: dict[str, Any] = {"photographs": 160, "copies": 8, "seed": 2026, "classes": FOUR}
 """What is drawn where `load_set` is not told otherwise; the numbers of ``profiles/quick.yaml``."""
+
+LESSON_DEFAULTS: dict[str, Any] = {"copies": 8, "seed": 2026, "classes": FOUR}
+"""The copies of the photographs where `load_set` is not told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +266,7 @@ def load_set(
         Called with (done, total) files.
     **options
         For ``synthetic``: ``photographs``, ``copies``, ``seed`` and ``classes``; the defaults are
-        `SYNTHETIC_DEFAULTS`.
+        `SYNTHETIC_DEFAULTS`. For ``photographs`` the last three; the defaults are `LESSON_DEFAULTS`.
 
     Raises
     ------
@@ -263,8 +277,10 @@ def load_set(
     """
     row = find_row(name)
     cache = Path(cache) if cache is not None else cache_folder()
-    if row.read is None:
+    if row.name == "synthetic":
         return _draw_set(row, cache, progress, options)
+    if row.name == "photographs":
+        return _copy_set(row, data_folder(data), cache, progress, options)
     if options:
         raise DataError(f"'{name}' has no option '{next(iter(options))}'", "leave it out")
     data = data_folder(data)
@@ -323,6 +339,18 @@ def _draw_set(row: DataSet, cache: Path, progress: Progress | None, options: dic
         known = ", ".join(SYNTHETIC_DEFAULTS)
         raise DataError(f"'{row.name}' has no option '{unknown[0]}'", f"options are {known}")
     manifest, root = synthetic.read(cache, progress=progress, **{**SYNTHETIC_DEFAULTS, **options})
+    return ImageSet(row.name, manifest, root, _unpack(read_json(root / "boxes.json")))
+
+
+def _copy_set(
+    row: DataSet, data: Path, cache: Path, progress: Progress | None, options: dict[str, Any]
+) -> ImageSet:
+    values = {**LESSON_DEFAULTS, **options}
+    if unknown := sorted(set(values) - set(LESSON_DEFAULTS)):
+        raise DataError(
+            f"'{row.name}' has no option '{unknown[0]}'", f"options are {', '.join(LESSON_DEFAULTS)}"
+        )
+    manifest, root = lesson.read(find_root(row, data), cache, progress=progress, **values)
     return ImageSet(row.name, manifest, root, _unpack(read_json(root / "boxes.json")))
 
 
