@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from small_network import small_base
 from test_pretraining import coloured_cells
 
 from hematovision.classes import EIGHT, FOUR
@@ -14,7 +15,7 @@ from hematovision.data.cells import CellStore
 from hematovision.data.sides import Sides, join_sides
 from hematovision.data.splits import Split
 from hematovision.errors import DataError
-from hematovision.learn import final
+from hematovision.learn import final, runtime
 from hematovision.learn.evaluation import Predictions
 from hematovision.learn.pretraining import Plan, Stage
 
@@ -106,11 +107,12 @@ def test_mistakes_are_shown_once_a_photograph_the_surest_first() -> None:
     assert wrong["predicted"].tolist() == ["eosinophil", "eosinophil"]
 
 
-@pytest.mark.slow
 def test_candidates_are_trained_averaged_and_judged(
     both: dict[str, Sides], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEMATOVISION_CACHE", str(tmp_path))
+    runtime.start(1)
+    small_base(monkeypatch)
     plan = Plan((Stage(32, 1, 1e-3),), precision="float32", batch_size=8)
     candidates = final.train_candidates("mobilenetv2", final.joined(both), plan, [1, 2], lambda _: None)
     assert [c.name for c in candidates] == ["seed 1", "seed 2", final.AVERAGE]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from small_network import small_base
 
 from hematovision.classes import EIGHT
 from hematovision.config import pretrained_file
@@ -45,6 +46,9 @@ def cells() -> Sides:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one's own, and a network that trains in no time."""
+    runtime.start(1)
+    small_base(monkeypatch)
     monkeypatch.setenv("HEMATOVISION_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

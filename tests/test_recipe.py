@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from small_network import small_base
 
 from hematovision.config import load_profile
 from hematovision.data.cells import CellStore
@@ -187,17 +188,6 @@ class TestCheckpointFolder:
         before = checkpoint_folder(RECIPE, data_of(cells), "head")
         monkeypatch.setattr(recipe_module, "sha256_file", lambda _: "changed")
         assert checkpoint_folder(RECIPE, data_of(cells), "head") != before
-
-
-def small_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `build_base` make a network of two layers, with batch norm."""
-
-    def build(*_: Any) -> Any:
-        images = keras.Input((None, None, 3))
-        x = keras.layers.BatchNormalization()(keras.layers.Conv2D(1280, 3, strides=4)(images))
-        return keras.Model(images, keras.layers.ReLU()(x))
-
-    monkeypatch.setattr(backbones, "build_base", build)
 
 
 class TestModels:
