@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,36 @@ def curve_sizes(study: Study, wanted: Sequence[int]) -> list[int]:
     """Return the numbers of training photographs to learn from; 0 stands for all, and so does too many."""
     everything = len(set(study.groups_of(study.split("official").train)))
     return sorted({everything if n == 0 else min(n, everything) for n in wanted})
+
+
+def curve_recipe(values: Mapping[str, Any], backbone: str, weights: str) -> Recipe:
+    """Return the recipe of a learning curve: the same for all, but for the start and what it asks for.
+
+    Learned weights get a head on frozen features first. A start from nothing has no features to begin
+    with, and takes larger steps where batch normalisation allows it.
+
+    Parameters
+    ----------
+    values : mapping
+        A profile's values or a notebook's ``globals()``: the keys that start with ``curve_``, and those of
+        a recipe that have no such twin.
+    backbone, weights : str
+    """
+    rate = values["curve_learning_rate"] * (FROM_NOTHING[backbone] if weights == "none" else 1.0)
+    mine = {
+        "backbone": backbone,
+        "weights": weights,
+        "precision": PRECISION[backbone],
+        "input_size": values["curve_input_size"],
+        "copies_per_photograph": values["curve_copies"],
+        "fine_tune_learning_rate": rate,
+        "fine_tune_epochs": 1,  # set by the number of steps
+        "fine_tune_layers": 0,
+        "head_epochs": 20,
+        "optimizer": "adam",
+        "head": "average",
+    }
+    return Recipe.from_values({**values, **mine})
 
 
 def learning_curve(
