@@ -113,7 +113,9 @@ class Profile:
     fine_tune_learning_rate: dict[str, float]
     random_split_epochs: dict[str, int]
     transfer_epochs: int
-    # the final model; no training, no final model
+    # what is done beyond the comparison
+    extra_notebooks: tuple[str, ...]
+    # the final model
     final_seeds: int
     final_backbone: str
     final_weights: str
@@ -129,7 +131,7 @@ class Profile:
     tuning_copies: int
     # evaluation
     bootstrap_samples: int
-    # learning curves; no source, no curve
+    # learning curves
     curve_sources: tuple[str, ...]
     curve_photographs: tuple[int, ...]
     curve_copies: int
@@ -297,7 +299,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "curve_steps": (1, 100_000),
     "curve_input_size": (32, 512),
     "curve_learning_rate": (0.0, 1.0),
-    "final_seeds": (0, 20),
+    "final_seeds": (1, 20),
     "final_epochs": (1, 1000),
     "final_learning_rate": (0.0, 1.0),
     "patience": (1, 1000),
@@ -314,6 +316,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "extra_training": ("pbc",),
     "backbones": BACKBONE_NAMES,
     "final_backbone": BACKBONE_NAMES,
+    "extra_notebooks": ("final_model", "learning_curves"),
     "precision": ("float32", "mixed_bfloat16"),
     "optimizer": ("adam", "sgd"),
     "head": ("average", "attention"),

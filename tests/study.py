@@ -43,7 +43,7 @@ PROFILE = yaml.safe_load((ROOT / "profiles" / "quick.yaml").read_text(encoding="
     "random_split_epochs": 1,
     "transfer_epochs": 1,
     "tuning_trials": 0,
-    "final_seeds": 0,
+    "extra_notebooks": [],
     "patience": 1,
     "bootstrap_samples": 100,
     "time_limit_minutes": 5,

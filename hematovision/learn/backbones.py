@@ -142,8 +142,10 @@ def check_weights(profile: Profile) -> None:
         Naming the file and the ways out.
     """
     values = profile.to_dict()
-    if not profile.final_seeds:
+    if "final_model" not in profile.extra_notebooks:
         values.pop("final_backbone")
+    if "learning_curves" not in profile.extra_notebooks:
+        values.pop("curve_sources")
     for name in profile.backbones:
         check_source(name, profile.weights[name])
     for backbone, source in sources_of({**values, "weights": None}):

@@ -104,7 +104,7 @@ STEPS: tuple[Step, ...] = (
         "How good is the best model that can honestly be handed out, and when is it sure?",
         "the final model, its calibration",
         after=("06_generalisation",),
-        when=lambda profile: profile.final_seeds > 0,
+        when=lambda profile: "final_model" in profile.extra_notebooks,
     ),
     Step(
         "08_release",
@@ -113,7 +113,7 @@ STEPS: tuple[Step, ...] = (
         "What does it get wrong, where does it look, and are the labels right?",
         "the bundle, its card, the label audit",
         after=("07_final_model",),
-        when=lambda profile: profile.final_seeds > 0,
+        when=lambda profile: "final_model" in profile.extra_notebooks,
     ),
     Step(
         "09_learning_curves",
@@ -122,7 +122,7 @@ STEPS: tuple[Step, ...] = (
         "What are learned weights worth, in photographs?",
         "scores by number of photographs",
         after=("02_preprocessing",),
-        when=lambda profile: bool(profile.curve_sources),
+        when=lambda profile: "learning_curves" in profile.extra_notebooks,
     ),
 )
 
