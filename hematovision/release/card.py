@@ -167,8 +167,8 @@ def _model(facts: Mapping[str, Any]) -> str:
     files = _need(facts, "bundle", "files")
     rows = [(name, stamp["bytes"], f"`{stamp['sha256']}`") for name, stamp in sorted(files.items())]
     lines = [
-        f"A classifier of single white blood cells: {_need(facts, 'bundle', 'backbone')}, which started from "
-        f"{_need(facts, 'bundle', 'weights')}.",
+        f"A classifier of single white blood cells: {_need(facts, 'bundle', 'backbone')}, initial "
+        f"weights: {_need(facts, 'bundle', 'weights')}.",
         _table(("file", "bytes", "sha256"), rows),
         _pairs(_need(facts, "bundle", "provenance")),
     ]
