@@ -378,7 +378,7 @@ def _readme_results(metrics: Mapping[str, Any] | None, manifest: Mapping[str, An
         split = f"{row['split']} (shows the leak)" if row["leaky"] else row["split"]
         lines.append(f"| {' | '.join([row['title'], row['weights'], split, where, *cells])} |")
     notes = report_warnings(metrics, manifest["profile"]) if manifest else []
-    return "\n".join([*lines, "", *notes]) if notes else "\n".join(lines)
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) if notes else "\n".join(lines)
 
 
 def _readme_notebooks(manifest: Mapping[str, Any] | None) -> str:
