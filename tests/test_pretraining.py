@@ -76,23 +76,36 @@ def test_quantised_weights_are_within_half_a_step() -> None:
 
 
 def test_each_channel_of_a_depthwise_kernel_has_its_own_scale(network: object, tmp_path: Path) -> None:
-    compact.write_compact(network, tmp_path / "w.npz", {})
+    compact.write_compact(network, tmp_path / "w.npz", {}, bits=8)
     with np.load(tmp_path / "w.npz") as content:
         assert content["expanded_conv_depthwise/kernel:scale"].shape == (1, 1, 32, 1)
         assert content["Conv1/kernel:scale"].shape == (1, 1, 1, 32)
         assert content["bn_Conv1/gamma"].dtype == np.float32
 
 
-def test_compact_weights_take_less_than_a_third_and_come_back(network: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "share", "error"), [(8, 1 / 3, 1 / 254), (16, 0.55, 2**-11)])
+def test_compact_weights_are_small_and_come_back(
+    network: object, tmp_path: Path, bits: int, share: float, error: float
+) -> None:
     file = tmp_path / "w.npz"
-    compact.write_compact(network, file, {"backbone": "mobilenetv2"})
-    assert file.stat().st_size < network.count_params() * 4 / 3
+    compact.write_compact(network, file, {"backbone": "mobilenetv2"}, bits=bits)
+    assert file.stat().st_size < network.count_params() * 4 * share
     other = backbones.build_base("mobilenetv2", "none", 2)
     facts = compact.load_compact(other, file)
     assert facts["backbone"] == "mobilenetv2"
     for mine, theirs in zip(network.variables, other.variables, strict=True):
         a, b = np.asarray(mine), np.asarray(theirs)
-        assert np.abs(a - b).max() <= np.abs(a).max() / 254 + 1e-7, mine.path
+        # half a step of eight bits, or the eleven significant bits of float16
+        assert np.abs(a - b).max() <= np.abs(a).max() * error + 1e-7, mine.path
+
+
+def test_a_small_network_is_kept_in_sixteen_bits_and_a_large_one_in_eight(
+    network: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact.write_compact(network, tmp_path / "small.npz", {})
+    monkeypatch.setattr(compact, "SMALL", 1000)
+    compact.write_compact(network, tmp_path / "large.npz", {})
+    assert [compact.read_facts(tmp_path / f"{n}.npz")["bits"] for n in ("small", "large")] == [16, 8]
 
 
 def test_damaged_or_foreign_weights_are_refused_in_one_line(network: object, tmp_path: Path) -> None:

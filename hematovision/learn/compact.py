@@ -1,8 +1,9 @@
-"""A network's weights in a quarter of their size: 8 bits a weight, one scale a channel.
+"""A network's weights in a quarter of their size, or in half of it.
 
 The released weights are stored so and loaded into float32. A kernel keeps, for each output channel,
 the scale that maps its largest weight to 127 (symmetric per-channel quantisation, Krishnamoorthi
-2018, arXiv 1806.08342); the few values of biases and of batch normalisation stay in float32. The file
+2018, arXiv 1806.08342); the few values of biases and of batch normalisation stay in float32. A small
+network has few weights to spare and loses by it: it is kept in 16 bits a weight. The file
 is a NumPy ``.npz``: one entry a weight under the weight's path, ``<path>:scale`` beside a kernel, and
 ``facts``, a JSON text. It is read without pickle, so that it can hold numbers and nothing else.
 """
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     import keras
 
 FORMAT = 1
+SMALL = 5_000_000
+"""Weights below which a network is kept in float16. MobileNetV2 (2.3 million) names 1.2 % of the
+validation cells otherwise in eight bits, by its narrow projections, and none in sixteen."""
+
 _LEVELS = 127  # -128 stays unused: the scale is symmetric
 _BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -55,17 +60,34 @@ def quantise(values: NDArray[Any], axis: int) -> tuple[NDArray[np.int8], NDArray
     return np.rint(values / scale).astype(np.int8), scale
 
 
-def write_compact(model: keras.Model, file: Path | str, facts: dict[str, Any]) -> None:
-    """Write the weights of a model and what there is to know about them, atomically."""
+def write_compact(
+    model: keras.Model, file: Path | str, facts: dict[str, Any], bits: int | None = None
+) -> None:
+    """Write the weights of a model and what there is to know about them, atomically.
+
+    Parameters
+    ----------
+    model : keras.Model
+    file : path
+        A ``.npz``.
+    facts : dict
+        JSON-like.
+    bits : {8, 16}, optional
+        Of a kernel's weight; by the size of the network unless given, see `SMALL`.
+    """
+    bits = bits or (16 if model.count_params() < SMALL else 8)
     content: dict[str, Any] = {}
     for variable in model.variables:
         values = np.asarray(variable, np.float32)
         if values.ndim < 2:
             content[variable.path] = values
             continue
+        if bits == 16:
+            content[variable.path] = values.astype(np.float16)
+            continue
         integers, scale = quantise(values, _channel_axis(variable.path, values))
         content[variable.path], content[f"{variable.path}:scale"] = integers, scale
-    text = json.dumps({"format": FORMAT, "model": model.name, **facts}, sort_keys=True)
+    text = json.dumps({"format": FORMAT, "model": model.name, "bits": bits, **facts}, sort_keys=True)
     with atomic_path(file) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, facts=np.array(text), **content)
 
