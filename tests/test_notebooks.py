@@ -93,6 +93,7 @@ def test_only_checked_outputs_are_kept(notebook: nbformat.NotebookNode) -> None:
         if cell in checked:
             assert "keep_output" in _tags(cell)
             assert cell.outputs
+            assert cell.execution_count  # nbval takes a cell without one for never run
             assert not [o for o in cell.outputs if o.get("name") == "stderr"]
         else:
             assert not cell.outputs
