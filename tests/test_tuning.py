@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from small_network import build_small, small_base
 
 from hematovision.config import load_profile
 from hematovision.data.cells import CellStore
@@ -60,14 +61,6 @@ HOUSE = Recipe(
 )
 
 
-def small_network(_: str, weights: str, seed: int = 0) -> Any:  # noqa: ARG001
-    """A stand-in for a backbone: two layers, and the channels of MobileNetV2."""
-    keras.utils.set_random_seed(seed)
-    images = keras.Input((None, None, 3))
-    x = keras.layers.BatchNormalization(momentum=0.5)(keras.layers.Conv2D(1280, 4, strides=4)(images))
-    return keras.Model(images, keras.layers.ReLU()(x), name="mobilenetv2")
-
-
 def draw_data(recipe: Recipe = HOUSE, extra: int = 0) -> TrainingData:
     """Two copies of each of 24 drawn photographs, the last eight of them for validation."""
     rng = np.random.default_rng(1)
@@ -95,7 +88,7 @@ def search(trials: int = TRIALS, house: Recipe = HOUSE) -> RecipeTuner:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(backbones, "build_base", small_network)
+    small_base(monkeypatch)
     monkeypatch.setenv("HEMATOVISION_CACHE", str(tmp_path / "cache"))
     keras.config.set_dtype_policy("float32")
     yield
@@ -199,7 +192,7 @@ class TestLooks:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An uninterrupted search: its table, its best, and the files that it leaves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbones, "build_base", small_network)
+        small_base(patch)
         patch.setenv("HEMATOVISION_CACHE", str(tmp_path_factory.mktemp("whole")))
         tuner = search()
         files = {
@@ -414,7 +407,7 @@ class TestHeads:
     def test_saved_and_loaded_in_float32(self, kind: str, tmp_path: Path) -> None:
         keras.config.set_dtype_policy("mixed_bfloat16")
         recipe = HOUSE.replace(head=kind, precision="mixed_bfloat16")
-        base = small_network("", "none", 1)
+        base = build_small("mobilenetv2", "none", 1)
         mixed = backbones.build_classifier(
             "mobilenetv2", base, build_head(recipe), SIZE, frozen_batch_norm=True
         )
@@ -468,7 +461,7 @@ def _die_after(epochs: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     training.Resumable.save = save_and_die  # type: ignore[method-assign]
-    backbones.build_base = small_network
+    backbones.build_base = build_small
     search()
 
 

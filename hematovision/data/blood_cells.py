@@ -53,8 +53,8 @@ def read(data: Path, root: Path) -> Reading:
     photographs = _subfolder(root, "dataset-master", "JPEGImages")
     labels = read_labels(photographs.parent / "labels.csv")
     listed = [image for side in _SIDES for image in _list_copies(images / side, side, data)]
-    listed += _list_photographs(photographs, labels, data)
-    boxes, notes = _read_boxes(photographs, data)
+    listed += list_photographs(photographs, labels, data)
+    boxes, notes = read_boxes(photographs, data)
     return Reading(tuple(listed), boxes, notes)
 
 
@@ -83,7 +83,18 @@ def _list_copies(folder: Path, side: str, data: Path) -> list[Listed]:
     return listed
 
 
-def _list_photographs(folder: Path, labels: dict[int, tuple[str, ...]], data: Path) -> list[Listed]:
+def list_photographs(folder: Path, labels: dict[int, tuple[str, ...]], data: Path) -> list[Listed]:
+    """List the photographs of a folder with their labels, ``""`` where there is not exactly one.
+
+    Parameters
+    ----------
+    folder : Path
+        ``JPEGImages``.
+    labels : dict
+        From `read_labels`.
+    data : Path
+        What the paths are relative to.
+    """
     listed = []
     for file in _entries(folder):
         if not is_image(file.name):
@@ -157,7 +168,8 @@ def _parse_labels(text: str, path: Path) -> dict[int, tuple[str, ...]]:
     return labels
 
 
-def _read_boxes(photographs: Path, data: Path) -> tuple[dict[str, tuple[Box, ...]], tuple[str, ...]]:
+def read_boxes(photographs: Path, data: Path) -> tuple[dict[str, tuple[Box, ...]], tuple[str, ...]]:
+    """Return the annotated boxes of the photographs of a folder by path, and what could not be read."""
     folder = photographs.parent / "Annotations"
     if not folder.is_dir():
         return {}, (f"{folder} is missing: no boxes are known",)

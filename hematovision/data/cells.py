@@ -27,7 +27,7 @@ from hematovision.files import (
     write_json,
     write_text,
 )
-from hematovision.vision.crop import crop_main_cell
+from hematovision.vision.crop import crop_main_cell, scale_crop
 from hematovision.vision.image import read_image
 
 _VERSION = 2
@@ -94,12 +94,9 @@ class CellStore:
 
 
 def _resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    import cv2
-
-    how = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_LINEAR
     out = np.empty((len(images), size, size, 3), np.uint8)
     for i, image in enumerate(images):
-        out[i] = cv2.resize(image, (size, size), interpolation=how)
+        out[i] = scale_crop(image, size)
     return out
 
 

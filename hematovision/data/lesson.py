@@ -13,24 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from hematovision.classes import FOUR
 from hematovision.data import blood_cells
 from hematovision.data.manifest import Manifest, check_manifest, read_manifest, write_manifest
-from hematovision.data.smear import optics
-from hematovision.data.synthetic import copy_of
+from hematovision.data.synthetic import copy_of, encode_copy, reduce_photograph
 from hematovision.errors import DataError
 from hematovision.files import atomic_path, content_key, sha256_file, write_json
-from hematovision.vision.field import Box
 from hematovision.vision.image import read_image
 
 VERSION = 1
 TEST_FRACTION = 0.25
-_QUALITY = 75
-_SIZE = (240, 320)
 
 
 @dataclass(frozen=True)
@@ -84,21 +79,17 @@ def read(
     folder = Path(cache) / "lesson" / content_key("lesson", VERSION, content)
     if not (folder / "manifest.csv").is_file():
         with atomic_path(folder) as draft:
-            _make(plan, draft, progress)
+            _make(plan, root, draft, progress)
     return read_manifest(folder / "manifest.csv"), folder
 
 
 def _find(root: Path, classes: Sequence[str]) -> list[tuple[Path, str]]:
-    labels = blood_cells.read_labels(root / "labels.csv")
-    found = []
-    for file in sorted((root / "JPEGImages").glob("*.jpg")):
-        digits = file.stem.rpartition("_")[2]
-        said = labels.get(int(digits), ()) if digits.isdecimal() else ()
-        if len(said) == 1 and said[0] in classes:
-            found.append((file, said[0]))
+    folder, labels = root / "JPEGImages", blood_cells.read_labels(root / "labels.csv")
+    listed = blood_cells.list_photographs(folder, labels, root)
+    found = [(root / one.path, one.label) for one in listed if one.label in classes]
     for name in classes:
         if sum(label == name for _, label in found) < 4:
-            raise DataError(f"{root / 'JPEGImages'} has too few photographs of a {name}", "fetch blood-cells")
+            raise DataError(f"{folder} has too few photographs of a {name}", "fetch blood-cells")
     return found
 
 
@@ -119,7 +110,10 @@ def _plan(photographs: list[tuple[Path, str]], copies: int, seed: int) -> list[_
     return planned
 
 
-def _make(plan: list[_Photograph], folder: Path, progress: Callable[[int, int], None] | None) -> None:
+def _make(
+    plan: list[_Photograph], root: Path, folder: Path, progress: Callable[[int, int], None] | None
+) -> None:
+    annotated, _ = blood_cells.read_boxes(root / "JPEGImages", root)
     rows: list[dict[str, Any]] = []
     boxes: dict[str, list[dict[str, Any]]] = {}
     for done, one in enumerate(plan, start=1):
@@ -129,17 +123,14 @@ def _make(plan: list[_Photograph], folder: Path, progress: Callable[[int, int], 
         (folder / kept).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(one.file, folder / kept)
         rows.append(_row(folder, kept, one, "photograph", rgb.shape))
-        boxes[kept] = [asdict(box) for box in _annotated(one.file)]
-        files = [
-            (f"{'TEST' if one.test else 'TRAIN'}/{kind}/{name}", copy_of(rgb, s)) for name, s in one.copies
-        ]
+        boxes[kept] = [asdict(box) for box in annotated.get(one.file.relative_to(root).as_posix(), ())]
+        side = "TEST" if one.test else "TRAIN"
+        files = [(f"{side}/{kind}/{name}", copy_of(rgb, seed)) for name, seed in one.copies]
         if one.test:
-            height, width = _SIZE
-            small = np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-            files.append((f"TEST_SIMPLE/{kind}/{one.file.name}", small))
+            files.append((f"TEST_SIMPLE/{kind}/{one.file.name}", reduce_photograph(rgb)))
         for path, picture in files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(optics.encode_jpeg(picture, _QUALITY))
+            (folder / path).write_bytes(encode_copy(picture))
             split = path.split("/")[0].lower()
             rows.append(_row(folder, path, one, split, picture.shape))
         if progress is not None:
@@ -160,8 +151,3 @@ def _row(folder: Path, path: str, one: _Photograph, split: str, shape: tuple[int
         "height": shape[0],
         "status": "ok",
     }
-
-
-def _annotated(photograph: Path) -> tuple[Box, ...]:
-    file = photograph.parent.parent / "Annotations" / f"{photograph.stem}.xml"
-    return blood_cells.read_annotation(file) if file.is_file() else ()

@@ -38,7 +38,7 @@ DRAWING_VERSION = 2
 
 TEST_FRACTION = 0.25
 _FIELD, _CELL, _COPY, _PLAN = 1, 2, 3, 4  # separate streams of random numbers
-_COPY_SIZE = (240, 320)
+COPY_SIZE = (240, 320)
 _COPY_QUALITY = 75  # as the public set's copies were saved (read from their quantisation tables)
 
 
@@ -104,7 +104,12 @@ def draw_cell(seed: int, label: str, laboratory: int = 0, size: int = 360) -> RG
     return optics.decode_jpeg(optics.encode_jpeg(rgb, lab.quality))
 
 
-def copy_of(photograph: RGB, seed: int, size: tuple[int, int] = _COPY_SIZE) -> RGB:
+def reduce_photograph(photograph: RGB, size: tuple[int, int] = COPY_SIZE) -> RGB:
+    """Return a photograph in the size (height, width) of the public set's copies."""
+    return np.asarray(cv2.resize(photograph, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def copy_of(photograph: RGB, seed: int, size: tuple[int, int] = COPY_SIZE) -> RGB:
     """Make an augmented copy as the authors of the public set made theirs.
 
     Rotation up to 20 degrees, shifts up to 10 %, shear up to 0.2 radians and flips, of the
@@ -121,9 +126,7 @@ def copy_of(photograph: RGB, seed: int, size: tuple[int, int] = _COPY_SIZE) -> R
     -------
     uint8 array of shape (\\*size, 3)
     """
-    height, width = size
-    small = cv2.resize(photograph, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(_warp(small, _copy_matrix(seed, size)), np.uint8)
+    return np.asarray(_warp(reduce_photograph(photograph, size), _copy_matrix(seed, size)), np.uint8)
 
 
 def _photograph(
@@ -249,18 +252,17 @@ def _draw_job(job: _Job, folder: str) -> None:
     root = Path(folder)
     data, slide = _photograph(job.seed, job.labels, job.laboratory, (480, 640))
     rgb = optics.decode_jpeg(data)
-    height, width = _COPY_SIZE
-    small = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-    instance = cv2.resize(slide.instance, (width, height), interpolation=cv2.INTER_NEAREST)
+    small = reduce_photograph(rgb)
+    instance = cv2.resize(slide.instance, COPY_SIZE[::-1], interpolation=cv2.INTER_NEAREST)
     files = [(job.photograph, "photograph", data, slide.boxes, rgb.shape)]
     if job.simple:
         files.append(
-            (job.simple, "test_simple", _encode_small(small), _boxes(instance, job.labels), small.shape)
+            (job.simple, "test_simple", encode_copy(small), _boxes(instance, job.labels), small.shape)
         )
     for path, seed in job.copies:
-        matrix = _copy_matrix(seed, _COPY_SIZE)
+        matrix = _copy_matrix(seed, COPY_SIZE)
         boxes = _boxes(_warp(instance.astype(np.float32), matrix), job.labels)
-        copied = _encode_small(_warp(small, matrix))
+        copied = encode_copy(_warp(small, matrix))
         files.append((path, "test" if job.test else "train", copied, boxes, small.shape))
     rows, all_boxes = [], {}
     for path, split, content, boxes, shape in files:
@@ -283,7 +285,8 @@ def _draw_job(job: _Job, folder: str) -> None:
     write_json(_record(root, job), {"rows": rows, "boxes": all_boxes})
 
 
-def _encode_small(rgb: NDArray[Any]) -> bytes:
+def encode_copy(rgb: NDArray[Any]) -> bytes:
+    """Return a picture as the bytes of a JPEG file, of the quality of the public set's copies."""
     return optics.encode_jpeg(np.asarray(rgb, np.uint8), _COPY_QUALITY)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from hematovision.errors import DataError
-from hematovision.learn.evaluation import Interval, Predictions
+from hematovision.learn.evaluation import Interval, Predictions, draw_photographs
 from hematovision.probabilities import LEAST_PROBABILITY, calibrate
 
 BINS = 15
@@ -30,7 +30,7 @@ _THRESHOLD_STEPS = 51  # one threshold for each percent of coverage from the hal
 
 def photograph_weights(predictions: Predictions) -> NDArray[np.float64]:
     """Return a weight for each image that makes all photographs count alike; they sum to N."""
-    codes, strata = _photographs(predictions)
+    codes, strata = predictions.photographs
     copies = np.bincount(codes)
     return len(codes) / (len(strata) * copies[codes])
 
@@ -135,8 +135,8 @@ def measure_calibration(
             _negative_log_likelihood(said, labels),
         ]
     )
-    codes, strata = _photographs(predictions)
-    counts = _draws(strata, samples, seed)
+    codes, strata = predictions.photographs
+    counts = draw_photographs(strata, samples, seed)
     images = np.bincount(codes).astype(float)
     gap, brier, nll = (_spread(np.bincount(codes, column), images, counts) for column in losses.T)
     gaps = _sum_by_bin(codes, _equal_mass(confidence, bins), confidence - correct)
@@ -164,7 +164,7 @@ def reliability_table(predictions: Predictions, bins: int = BINS) -> pd.DataFram
             "bin": _equal_mass(confidence, bins),
             "confidence": confidence,
             "accuracy": predictions.correct.astype(float),
-            "photograph": _photographs(predictions)[0],
+            "photograph": predictions.photographs[0],
         }
     )
     grouped = frame.groupby("bin")
@@ -207,7 +207,7 @@ def area_under_risk_coverage(predictions: Predictions, *, samples: int = 2000, s
     _require_images(predictions)
     order, last = _strictest_first(_confidence(predictions))
     wrong = (~predictions.correct[order]).astype(float)
-    codes, strata = _photographs(predictions)
+    codes, strata = predictions.photographs
     codes = codes[order]
 
     def area(counts: NDArray[np.float64]) -> float:
@@ -215,7 +215,7 @@ def area_under_risk_coverage(predictions: Predictions, *, samples: int = 2000, s
         accepted, failed = np.cumsum(weights)[last], np.cumsum(weights * wrong)[last]
         return float(np.average(failed / np.maximum(accepted, 1), weights=weights))
 
-    spread = [area(counts) for counts in _draws(strata, samples, seed)]
+    spread = [area(counts) for counts in draw_photographs(strata, samples, seed)]
     low, high = np.percentile(spread, [2.5, 97.5])
     return Interval(area(np.ones(len(strata))), float(low), float(high))
 
@@ -253,7 +253,7 @@ def choose_threshold(predictions: Predictions, target_accuracy: float, *, level:
     confidence = _confidence(predictions)
     coverages = np.linspace(0.5, 1.0, _THRESHOLD_STEPS)
     thresholds = np.quantile(confidence, 1 - coverages, method="lower")
-    codes, correct = _photographs(predictions)[0], predictions.correct
+    codes, correct = predictions.photographs[0], predictions.correct
     accepted = (confidence >= t for t in thresholds)
     bounds = [_accuracy_bound(codes[rows], correct[rows], level) for rows in accepted]
     failed = np.flatnonzero(np.array(bounds) < target_accuracy)
@@ -294,23 +294,6 @@ def _confidence(predictions: Predictions) -> NDArray[np.float64]:
 
 def _negative_log_likelihood(said: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     return -np.log(np.maximum(said[np.arange(len(labels)), labels], LEAST_PROBABILITY))
-
-
-def _photographs(p: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of the photograph of each image (N,), and the class of each photograph (G,)."""
-    codes, uniques = pd.factorize(pd.MultiIndex.from_arrays([p.labels, p.sources]))
-    return codes.astype(np.int64), np.array([label for label, _ in uniques], np.int64)
-
-
-def _draws(strata: NDArray[np.int64], samples: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each photograph is drawn, shape (samples, G), drawn within each class."""
-    rng = np.random.default_rng(seed)
-    counts = np.zeros((samples, len(strata)))
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        n = len(members)
-        counts[:, members] = rng.multinomial(n, np.full(n, 1 / n), size=samples)
-    return counts
 
 
 def _sum_by_bin(

@@ -15,9 +15,9 @@ from hematovision.learn import backbones, evaluation, recipe
 from hematovision.learn.recipe import Recipe
 from hematovision.learn.training import draw_copies
 
-PRECISION = {"vgg16": "mixed_bfloat16", "mobilenetv2": "float32", "resnet50": "mixed_bfloat16"}
-FROM_NOTHING = {"vgg16": 1.0, "mobilenetv2": 5.0, "resnet50": 5.0}
-"""How much faster a network learns that starts from nothing; VGG16, without batch normalisation, can't."""
+FROM_NOTHING = 5.0
+"""How much larger the steps of a network that starts from nothing are, where batch normalisation forgives
+them."""
 
 _EPOCHS = (2, 30)
 
@@ -41,14 +41,15 @@ def curve_recipe(values: Mapping[str, Any], backbone: str, weights: str) -> Reci
         a recipe that have no such twin.
     backbone, weights : str
     """
-    rate = values["curve_learning_rate"] * (FROM_NOTHING[backbone] if weights == "none" else 1.0)
+    row = backbones.get_backbone(backbone)
+    faster = FROM_NOTHING if weights == "none" and row.has_batch_norm else 1.0
     mine = {
         "backbone": backbone,
         "weights": weights,
-        "precision": PRECISION[backbone],
+        "precision": row.precision,
         "input_size": values["curve_input_size"],
         "copies_per_photograph": values["curve_copies"],
-        "fine_tune_learning_rate": rate,
+        "fine_tune_learning_rate": values["curve_learning_rate"] * faster,
         "fine_tune_epochs": 1,  # set by the number of steps
         "fine_tune_layers": 0,
         "head_epochs": 20,

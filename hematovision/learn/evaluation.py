@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SUMMARY_METRICS = ("accuracy", "balanced_accuracy", "precision_macro", "recall_macro", "f1_macro")
 _TINY = 1e-12
+_LEAST_OF_LOSS = 1e-7
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,21 @@ class Predictions:
     def correct(self) -> NDArray[np.bool_]:
         """Whether the most probable class is the label, shape (N,)."""
         return self.predicted == self.labels
+
+    @property
+    def label_losses(self) -> NDArray[np.float64]:
+        """``-ln p(label)`` of each image in nats, shape (N,); p is at least 1e-7, as in Keras."""
+        own = self.probabilities[np.arange(len(self.labels)), self.labels].astype(np.float64)
+        return -np.log(np.maximum(own, _LEAST_OF_LOSS))
+
+    @property
+    def photographs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number of the photograph of each image, shape (N,), and class of each photograph, shape (G,).
+
+        A group whose images have two labels counts as two photographs.
+        """
+        codes, uniques = pd.factorize(pd.MultiIndex.from_arrays([self.labels, self.sources]))
+        return codes.astype(np.int64), np.array([label for label, _ in uniques], np.int64)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row an image: ``image, source, label, predicted, p_<class>...``."""
@@ -187,7 +203,7 @@ def evaluate(predictions: Predictions, *, samples: int = 2000, seed: int = 0) ->
     """
     matrices, strata = _photograph_matrices(predictions)
     total = matrices.sum(axis=0)
-    draws = _resample(matrices, strata, samples, seed)
+    draws = np.tensordot(draw_photographs(strata, samples, seed), matrices, axes=1)
     value, spread = _statistics(total[None]), _statistics(draws)
 
     def interval(name: str, column: int | None = None) -> Interval:
@@ -211,27 +227,37 @@ def evaluate(predictions: Predictions, *, samples: int = 2000, seed: int = 0) ->
     )
 
 
+def point_scores(predictions: Predictions) -> dict[str, float]:
+    """Return the values of `SUMMARY_METRICS`, 0 to 1, without their intervals."""
+    value = _statistics(_photograph_matrices(predictions)[0].sum(axis=0)[None])
+    return {name: float(np.nan_to_num(value[name][0])) for name in SUMMARY_METRICS}
+
+
 def _photograph_matrices(p: Predictions) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return one confusion matrix a photograph, shape (G, C, C), and the class of each photograph."""
-    keys = pd.MultiIndex.from_arrays([p.labels, p.sources])
-    codes, uniques = pd.factorize(keys)
+    codes, strata = p.photographs
     n = len(p.classes)
-    matrices = np.zeros((len(uniques), n, n))
+    matrices = np.zeros((len(strata), n, n))
     np.add.at(matrices, (codes, p.labels, p.predicted), 1)
-    return matrices, np.array([label for label, _ in uniques], np.int64)
+    return matrices, strata
 
 
-def _resample(
-    matrices: NDArray[np.float64], strata: NDArray[np.int64], samples: int, seed: int
-) -> NDArray[np.float64]:
+def draw_photographs(strata: NDArray[np.int64], samples: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each photograph is drawn, shape (samples, G): with replacement, within each class.
+
+    Parameters
+    ----------
+    strata : int64 array of shape (G,)
+        The class of each photograph, as `Predictions.photographs` gives it.
+    samples, seed : int
+    """
     rng = np.random.default_rng(seed)
-    total = np.zeros((samples, *matrices.shape[1:]))
+    counts = np.zeros((samples, len(strata)))
     for stratum in np.unique(strata):
-        members = matrices[strata == stratum]
+        members = np.flatnonzero(strata == stratum)
         n = len(members)
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=samples)
-        total += np.tensordot(counts, members, axes=1)
-    return total
+        counts[:, members] = rng.multinomial(n, np.full(n, 1 / n), size=samples)
+    return counts
 
 
 def _statistics(m: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -307,7 +333,7 @@ def compare(first: Predictions, second: Predictions, *, samples: int = 2000, see
     cells[:, 0, 0] = (sums["a"] - sums["b"]).to_numpy()
     cells[:, 0, 1] = n.to_numpy()
     strata = np.array([label for label, _ in n.index], np.int64)
-    draws = _resample(cells, strata, samples, seed)[:, 0]
+    draws = np.tensordot(draw_photographs(strata, samples, seed), cells, axes=1)[:, 0]
     low, high = np.percentile(draws[:, 0] / draws[:, 1], [2.5, 97.5])
     value = float(cells[:, 0, 0].sum() / cells[:, 0, 1].sum())
     return Comparison(Interval(value, float(low), float(high)), only_first, only_second, p)

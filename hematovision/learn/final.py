@@ -137,22 +137,10 @@ def predict_side(
 
 
 def predict_sets(
-    model: keras.Model,
-    sets: Mapping[tuple[str, str], Sides],
-    classes: Sequence[str],
-    temperature: float = 1.0,
+    model: keras.Model, sets: Mapping[tuple[str, str], Sides], classes: Sequence[str]
 ) -> dict[tuple[str, str], Predictions]:
-    """Run a model over a side of each of several sets; see `predict_side`.
-
-    Parameters
-    ----------
-    sets : mapping
-        (Name, side) to the set.
-    temperature : float
-        The probabilities are calibrated with it, over the classes of each set.
-    """
-    said = {key: predict_side(model, s, key[1], classes) for key, s in sets.items()}
-    return {key: calibration.apply_temperature(p, temperature) for key, p in said.items()}
+    """Run a model over a side of each of several sets, by (name, side); see `predict_side`."""
+    return {key: predict_side(model, s, key[1], classes) for key, s in sets.items()}
 
 
 def restrict(predictions: Predictions, classes: Sequence[str]) -> Predictions:
@@ -191,23 +179,16 @@ def judge_candidates(candidates: Sequence[Candidate], sides: Mapping[str, Sides]
     rows = {}
     for candidate in candidates:
         said = {name: predict_side(candidate.model, s, "validation", classes) for name, s in sides.items()}
-        accuracy = {
-            name: float(evaluation.evaluate(p, samples=100).summary["balanced_accuracy"].value)
-            for name, p in said.items()
-        }
-        losses = [_loss(p) for p in said.values()]
+        accuracy = {name: evaluation.point_scores(p)["balanced_accuracy"] for name, p in said.items()}
+        losses = [
+            np.average(p.label_losses, weights=calibration.photograph_weights(p)) for p in said.values()
+        ]
         rows[candidate.name] = {
             **accuracy,
             "mean": float(np.mean(list(accuracy.values()))),
             "loss": float(np.mean(losses)),
         }
     return pd.DataFrame(rows).T.sort_values("loss")
-
-
-def _loss(predictions: Predictions) -> float:
-    own = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
-    weights = calibration.photograph_weights(predictions)
-    return float(np.average(-np.log(np.maximum(own, 1e-7)), weights=weights))
 
 
 def pool(predictions: Sequence[Predictions], classes: Sequence[str]) -> Predictions:

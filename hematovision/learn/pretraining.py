@@ -27,11 +27,10 @@ from hematovision.learn.compact import load_compact, write_compact
 from hematovision.learn.recipe import Trained
 from hematovision.learn.training import (
     Resumable,
-    class_weights,
     draw_copies,
+    fit_arguments,
     image_reader,
     ordered_batches,
-    training_batches,
 )
 from hematovision.vision.augment import build_augmentation
 
@@ -208,19 +207,10 @@ def train_plan(backbone: str, cells: Sides, plan: Plan, say: Callable[[str], Non
         run = _train_stage(classifier, cells, plan, number, _key(backbone, cells, plan, number))
         histories[f"{stage.size} pixels"] = run.finish()
         seconds += run.seconds
-    model = _plain_classifier(backbone, plan, len(cells.classes))
-    model.set_weights(classifier.get_weights())
+    top = backbones.build_head(features, len(cells.classes), plan.dropout, HEAD_SEED)
+    size = plan.stages[-1].size
+    model = backbones.rebuild_in_float32(classifier, backbone, top, size, plan.seed)
     return Trained(model, histories, seconds)
-
-
-def _plain_classifier(backbone: str, plan: Plan, n_classes: int) -> keras.Model:
-    """Return a classifier in float32, with the weights of nothing, for pictures of the last stage's size."""
-    import keras
-
-    keras.config.set_dtype_policy("float32")
-    base = backbones.build_base(backbone, "none", plan.seed)
-    head = backbones.build_head(backbones.get_backbone(backbone).features, n_classes, 0.0, plan.seed)
-    return backbones.build_classifier(backbone, base, head, plan.stages[-1].size, frozen_batch_norm=True)
 
 
 def _train_stage(classifier: keras.Model, cells: Sides, plan: Plan, number: int, key: str) -> Resumable:
@@ -249,28 +239,18 @@ def _train_stage(classifier: keras.Model, cells: Sides, plan: Plan, number: int,
         seed=plan.seed + number,
     )
     read = image_reader(cells.cells, stage.size)
-    batches, steps = training_batches(
+    arguments = fit_arguments(
         read,
         train,
-        cells.labels[train],
-        cells.groups[train],
+        validation,
+        cells.labels,
+        cells.groups,
+        run,
         batch_size=plan.batch_size,
         copies_per_photograph=cells.copies,
         seed=plan.seed + number,
-        epochs=stage.epochs,
-        initial_epoch=run.initial_epoch,
     )
-    model.fit(
-        batches,
-        steps_per_epoch=steps,
-        epochs=stage.epochs,
-        initial_epoch=run.initial_epoch,
-        validation_data=ordered_batches(read, validation, cells.labels[validation]),
-        class_weight=class_weights(cells.labels[train], cells.groups[train], cells.copies),
-        callbacks=run.callbacks,
-        shuffle=False,
-        verbose=0,
-    )
+    model.fit(**arguments)
     return run
 
 

@@ -30,10 +30,10 @@ from hematovision.learn.training import (
     class_weights,
     draw_copies,
     feature_reader,
+    fit_arguments,
     image_reader,
     one_hot,
     ordered_batches,
-    training_batches,
 )
 from hematovision.vision.augment import build_augmentation
 
@@ -120,38 +120,19 @@ class TrainingData:
     labels: NDArray[np.float32]
     sources: NDArray[np.str_]
 
-    def training_batches(self, read: Reader, recipe: Recipe, run: Resumable) -> tuple[Any, int]:
-        """Return the shuffled batches of the epochs that are left, and how many make an epoch."""
-        return training_batches(
+    def fit_arguments(self, read: Reader, recipe: Recipe, run: Resumable) -> dict[str, Any]:
+        """Return what ``model.fit`` is called with; see `training.fit_arguments`."""
+        return fit_arguments(
             read,
             self.train,
-            self.labels[self.train],
-            self.sources[self.train],
+            self.validation,
+            self.labels,
+            self.sources,
+            run,
             batch_size=recipe.batch_size,
             copies_per_photograph=recipe.copies_per_photograph,
             seed=recipe.seed,
-            epochs=run.epochs,
-            initial_epoch=run.initial_epoch,
         )
-
-    def validation_batches(self, read: Reader) -> Any:
-        """Return the validation images in order."""
-        return ordered_batches(read, self.validation, self.labels[self.validation])
-
-    def fit_arguments(self, read: Reader, recipe: Recipe, run: Resumable) -> dict[str, Any]:
-        """Return what ``model.fit`` is called with: batches, the epochs that are left, weights, callbacks."""
-        batches, steps = self.training_batches(read, recipe, run)
-        return {
-            "x": batches,
-            "steps_per_epoch": steps,
-            "epochs": run.epochs,
-            "initial_epoch": run.initial_epoch,
-            "validation_data": self.validation_batches(read),
-            "class_weight": self.class_weights(recipe),
-            "callbacks": run.callbacks,
-            "shuffle": False,  # the batches are shuffled already
-            "verbose": 0,
-        }
 
     def class_weights(self, recipe: Recipe) -> dict[int, float]:
         """Return weights that make every class count alike in an epoch."""
@@ -351,14 +332,9 @@ def compile_for_training(model: keras.Model, recipe: Recipe, rate: float) -> Non
 
 def in_float32(recipe: Recipe, classifier: keras.Model) -> keras.Model:
     """Return the same classifier built in float32, whatever precision it was trained in."""
-    import keras
-
-    keras.config.set_dtype_policy("float32")
-    base = backbones.build_base(recipe.backbone, "none", recipe.seed)
-    head = build_head(recipe)
-    plain = backbones.build_classifier(recipe.backbone, base, head, recipe.input_size, frozen_batch_norm=True)
-    plain.set_weights(classifier.get_weights())
-    return plain
+    return backbones.rebuild_in_float32(
+        classifier, recipe.backbone, build_head(recipe), recipe.input_size, recipe.seed
+    )
 
 
 def predict_rows(

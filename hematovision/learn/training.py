@@ -184,6 +184,56 @@ class TrainingDiverged(HematoVisionError):
     """A loss that is no longer a finite number."""
 
 
+def fit_arguments(
+    read: Reader,
+    train: NDArray[np.int64],
+    validation: NDArray[np.int64],
+    labels: NDArray[np.float32],
+    sources: NDArray[np.str_],
+    run: Resumable,
+    *,
+    batch_size: int,
+    copies_per_photograph: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what ``model.fit`` is called with: batches, the epochs that are left, weights, callbacks.
+
+    Parameters
+    ----------
+    read : Reader
+    train, validation : int64 arrays
+        Rows.
+    labels : float32 array of shape (rows, C), one-hot
+    sources : array of str, shape (rows,)
+        The photograph behind each row.
+    run : Resumable
+    batch_size, copies_per_photograph, seed : int
+        As for `training_batches`.
+    """
+    batches, steps = training_batches(
+        read,
+        train,
+        labels[train],
+        sources[train],
+        batch_size=batch_size,
+        copies_per_photograph=copies_per_photograph,
+        seed=seed,
+        epochs=run.epochs,
+        initial_epoch=run.initial_epoch,
+    )
+    return {
+        "x": batches,
+        "steps_per_epoch": steps,
+        "epochs": run.epochs,
+        "initial_epoch": run.initial_epoch,
+        "validation_data": ordered_batches(read, validation, labels[validation]),
+        "class_weight": class_weights(labels[train], sources[train], copies_per_photograph),
+        "callbacks": run.callbacks,
+        "shuffle": False,  # the batches are shuffled already
+        "verbose": 0,
+    }
+
+
 class Resumable:
     """The memory of one training: checkpoints, early stopping, rate reduction, history.
 

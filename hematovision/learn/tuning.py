@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from hematovision.errors import ConfigError
 from hematovision.files import content_key, read_json, write_json
 from hematovision.learn import backbones
-from hematovision.learn.evaluation import Predictions
+from hematovision.learn.evaluation import Predictions, point_scores
 from hematovision.learn.recipe import (
     OPTIMIZERS,
     Recipe,
@@ -54,7 +54,6 @@ OBJECTIVE = "balanced_loss"
 SGD_FACTOR = 100.0
 RATE_SPAN = 10.0
 FIRST_LOOK, REDUCTION = 2, 3
-_FLOOR = 1e-7  # the smallest probability of which a logarithm is taken, as in Keras
 
 
 def balanced_loss(said: Predictions) -> float:
@@ -63,10 +62,7 @@ def balanced_loss(said: Predictions) -> float:
     The mean of ``-ln p(label)`` over the images of a photograph, over the photographs of a class, and
     over the classes that occur; ``ln C`` for a network that knows nothing of C classes.
     """
-    given = said.probabilities[np.arange(len(said.labels)), said.labels].astype(float)
-    frame = pd.DataFrame(
-        {"label": said.labels, "source": said.sources, "loss": -np.log(np.maximum(given, _FLOOR))}
-    )
+    frame = pd.DataFrame({"label": said.labels, "source": said.sources, "loss": said.label_losses})
     photographs = frame.groupby(["label", "source"])["loss"].mean()
     return float(photographs.groupby("label").mean().mean())
 
@@ -218,7 +214,7 @@ def run_recipe(recipe: Recipe, data: TrainingData, looks: Looks, checkpoints: Pa
         ended = "diverged"
     else:
         said = predict_rows(trained.model, data, data.validation, recipe)
-        loss, accuracy = balanced_loss(said), _balanced_accuracy(said)
+        loss, accuracy = balanced_loss(said), point_scores(said)["balanced_accuracy"]
     losses = _losses(checkpoints)
     if ended == "whole" and len(losses) < recipe.fine_tune_epochs:
         ended = "weak" if looks.is_weak(losses) else "plateau"
@@ -229,10 +225,6 @@ def run_recipe(recipe: Recipe, data: TrainingData, looks: Looks, checkpoints: Pa
         "ended": ended,
         "validation_losses": losses,
     }
-
-
-def _balanced_accuracy(said: Predictions) -> float:
-    return float(pd.Series(said.correct.astype(float)).groupby(said.labels).mean().mean())
 
 
 class _HouseFirst(keras_tuner.oracles.RandomSearchOracle):

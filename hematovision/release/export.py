@@ -34,7 +34,8 @@ from hematovision.release.bundle import (
     read_keras_file,
     verify_bundle,
 )
-from hematovision.release.litert import answer, scale_crop
+from hematovision.release.litert import answer
+from hematovision.vision.crop import scale_crop
 
 _TOLERANCE = 1e-4
 """Largest difference of a probability between Keras and LiteRT: both compute in float32 but add in another

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
@@ -69,22 +68,3 @@ def answer(interpreter: Interpreter, image: NDArray[Any]) -> Answer:
         values = np.array(interpreter.get_tensor(output["index"])[0], np.float32)
         said[values.ndim] = values
     return Answer(said[1], said.get(3))
-
-
-def scale_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale a square crop to a model's size, as `hematovision.data.cells` does for training.
-
-    Parameters
-    ----------
-    crop : uint8 array of shape (side, side, 3)
-    size : int
-        In pixels.
-
-    Returns
-    -------
-    uint8 array of shape (size, size, 3)
-    """
-    if crop.shape[0] == size:
-        return crop
-    how = cv2.INTER_AREA if size < crop.shape[0] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(crop, (size, size), interpolation=how), np.uint8)

@@ -35,8 +35,8 @@ from hematovision.errors import ConfigError, HematoVisionError, ImageError
 from hematovision.files import atomic_path
 from hematovision.probabilities import calibrate
 from hematovision.release.bundle import MODEL_FILES, Bundle, Precision, load_bundle, open_model
-from hematovision.release.litert import Answer, answer, scale_crop
-from hematovision.vision.crop import crop_cell
+from hematovision.release.litert import Answer, answer
+from hematovision.vision.crop import crop_cell, scale_crop
 from hematovision.vision.field import RGB, Box
 from hematovision.vision.image import MIN_SIDE, read_image
 from hematovision.vision.locate import locate_cells

@@ -274,8 +274,9 @@ def _model_row(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def _weights(source: str) -> str:
-    known = {"none": "none, short training", "imagenet": "ImageNet", "hematovision": "blood (PBC)"}
-    return known.get(source, Path(source).name)
+    from hematovision.learn.backbones import initial_weights_title
+
+    return "none, short training" if source == "none" else initial_weights_title(source)
 
 
 def _value(metric: Any) -> dict[str, str]:

@@ -299,9 +299,9 @@ def accuracies(said: Mapping[SetKey, Predictions]) -> dict[str, float]:
     """Return accuracy and balanced accuracy on every set, 0 to 1."""
     found = {}
     for key, predictions in said.items():
-        summary = evaluation.evaluate(predictions, samples=100).summary
+        scores = evaluation.point_scores(predictions)
         for name in ("accuracy", "balanced_accuracy"):
-            found[f"{set_title(*key)}, {name.replace('_', ' ')}"] = summary[name].value
+            found[f"{set_title(*key)}, {name.replace('_', ' ')}"] = scores[name]
     return found
 
 

@@ -94,9 +94,8 @@ def _layers() -> SimpleNamespace:
     to_yiq = [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
     to_rgb = [[1.0, 0.956, 0.621], [1.0, -0.272, -0.647], [1.0, -1.106, 1.703]]
 
-    @keras.saving.register_keras_serializable("hematovision")
-    class ColourJitter(keras.layers.Layer):
-        """Random contrast, gain, saturation, hue and brightness; see `build_colour_jitter`."""
+    class Jitter(keras.layers.Layer):
+        """What the layers share: a strength, random numbers of their own, and nothing outside training."""
 
         def __init__(self, strength: float, seed: int = 0, **kwargs: Any) -> None:
             super().__init__(**kwargs)
@@ -107,6 +106,23 @@ def _layers() -> SimpleNamespace:
         def call(self, images: Any, training: bool = False) -> Any:
             if not training:
                 return images
+            changed = ops.clip(self.change(ops.cast(images, "float32")), 0.0, 255.0)
+            return ops.cast(changed, self.compute_dtype)
+
+        def change(self, images: Any) -> Any:
+            raise NotImplementedError
+
+        def compute_output_shape(self, input_shape: Any) -> Any:
+            return input_shape
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "strength": self.strength, "seed": self.seed}
+
+    @keras.saving.register_keras_serializable("hematovision")
+    class ColourJitter(Jitter):
+        """Random contrast, gain, saturation, hue and brightness; see `build_colour_jitter`."""
+
+        def change(self, images: Any) -> Any:
             n = ops.shape(images)[0]
             s = self.strength
 
@@ -130,26 +146,13 @@ def _layers() -> SimpleNamespace:
                 ops.matmul(ops.convert_to_tensor(to_rgb), turn), ops.convert_to_tensor(to_yiq)
             )
             matrix = ops.transpose(matrix, (0, 2, 1)) * gain
-            pixels = ops.reshape(ops.cast(images, "float32"), (n, -1, 3))
+            pixels = ops.reshape(images, (n, -1, 3))
             pixels = 255.0 - (255.0 - pixels) * ops.exp(draw((n, 1, 1), CONTRAST * s))
-            changed = ops.clip(ops.matmul(pixels, matrix), 0.0, 255.0)
-            return ops.cast(ops.reshape(changed, ops.shape(images)), self.compute_dtype)
-
-        def compute_output_shape(self, input_shape: Any) -> Any:
-            return input_shape
-
-        def get_config(self) -> dict[str, Any]:
-            return {**super().get_config(), "strength": self.strength, "seed": self.seed}
+            return ops.reshape(ops.matmul(pixels, matrix), ops.shape(images))
 
     @keras.saving.register_keras_serializable("hematovision")
-    class FocusJitter(keras.layers.Layer):
+    class FocusJitter(Jitter):
         """Random focus; see `build_focus_jitter`."""
-
-        def __init__(self, strength: float, seed: int = 0, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            self.strength = strength
-            self.seed = seed
-            self.generator = keras.random.SeedGenerator(seed)
 
         def build(self, input_shape: Any) -> None:
             sigma = max(BLUR * int(input_shape[1] or 128), 0.5)
@@ -158,9 +161,7 @@ def _layers() -> SimpleNamespace:
             kernel = np.outer(line, line) / line.sum() ** 2
             self.kernel = np.repeat(kernel[:, :, None, None], 3, axis=2).astype(np.float32)
 
-        def call(self, images: Any, training: bool = False) -> Any:
-            if not training:
-                return images
+        def change(self, images: Any) -> Any:
             share = keras.random.uniform(
                 (ops.shape(images)[0], 1, 1, 1),
                 -SHARPEN * self.strength,
@@ -168,16 +169,8 @@ def _layers() -> SimpleNamespace:
                 dtype="float32",
                 seed=self.generator,
             )
-            pixels = ops.cast(images, "float32")
-            around = ops.pad(pixels, [[0, 0], [2, 2], [2, 2], [0, 0]], mode="reflect")
+            around = ops.pad(images, [[0, 0], [2, 2], [2, 2], [0, 0]], mode="reflect")
             blurred = ops.depthwise_conv(around, self.kernel, padding="valid")
-            changed = ops.clip(pixels + share * (blurred - pixels), 0.0, 255.0)
-            return ops.cast(changed, self.compute_dtype)
-
-        def compute_output_shape(self, input_shape: Any) -> Any:
-            return input_shape
-
-        def get_config(self) -> dict[str, Any]:
-            return {**super().get_config(), "strength": self.strength, "seed": self.seed}
+            return images + share * (blurred - images)
 
     return SimpleNamespace(ColourJitter=ColourJitter, FocusJitter=FocusJitter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from hematovision.vision.field import RGB, Box, Cell
 from hematovision.vision.locate import background_colour, fill_mask, locate_main_cell
@@ -52,8 +53,7 @@ def crop_cell(rgb: RGB, box: Box, size: int = SIZE, margin: float = MARGIN) -> R
         part = rgb[y0:y1, x0:x1].copy()
         part[fill_mask(rgb)[y0:y1, x0:x1]] = background
         square[y0 - top : y1 - top, x0 - left : x1 - left] = part
-    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(square, (size, size), interpolation=how), np.uint8)
+    return scale_crop(square, size)
 
 
 def crop_main_cell(rgb: RGB, size: int = SIZE, margin: float = MARGIN, image: str = "") -> Cell:
@@ -69,3 +69,23 @@ def crop_main_cell(rgb: RGB, size: int = SIZE, margin: float = MARGIN, image: st
         box = Box((width - side) // 2, (height - side) // 2, side, side, "WBC", 0.0, True)
         return Cell(crop_cell(rgb, box, size, 0.0), box, image)
     return Cell(crop_cell(rgb, box, size, margin), box, image)
+
+
+def scale_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Scale a square crop to the size that a network sees, the same way for training and for use.
+
+    Parameters
+    ----------
+    crop : uint8 array of shape (side, side, 3)
+    size : int
+        In pixels.
+
+    Returns
+    -------
+    uint8 array of shape (size, size, 3)
+        Averaged over areas when shrunk, interpolated linearly when enlarged.
+    """
+    if crop.shape[0] == size:
+        return crop
+    how = cv2.INTER_AREA if size < crop.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(crop, (size, size), interpolation=how), np.uint8)
