@@ -183,7 +183,7 @@ def describe(classifier: Classifier) -> str:
     caution = "**Trained on drawn cells alone: what it says of real blood means nothing.** " if drawn else ""
     facts = {
         "network": bundle.backbone,
-        "started from": bundle.weights,
+        "initial weights": bundle.weights,
         "profile": bundle.provenance.get("profile", "unknown"),
         "trained on": bundle.provenance.get("dataset", "unknown"),
         "knows": ", ".join(bundle.classes),
