@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import resource
 import shutil
 import subprocess
@@ -170,6 +171,8 @@ class Study:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a suite that a shell runs in the background inherits "ignore" for Ctrl-C, and hands it on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(
